@@ -1,0 +1,168 @@
+// One vector of accumulators, in the width of the instruction set this file is compiled for, and its moves: conversion on
+// load and store, transposition of a square of vectors, sums over lanes.
+#pragma once
+
+#include <utility>
+
+#include "common/types.h"
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#ifndef DCTPS_ISA
+#define DCTPS_ISA baseline
+#endif
+#define DCTPS_INLINE inline __attribute__((always_inline))
+
+namespace dctps {
+namespace DCTPS_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+constexpr int kLanes = kVectorBytes / int(sizeof(A));
+
+template <class A>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Vec = typename VectorOf<A>::type;
+
+template <class A>
+DCTPS_INLINE Vec<A> broadcast(A value) {
+  return value - Vec<A>{};  // value - 0 keeps every value, -0 and NaN included; the compiler sees a broadcast
+}
+
+// ---- loads and stores of kLanes consecutive elements, any alignment
+
+template <class E>
+DCTPS_INLINE Vec<Accumulator<E>> load(const E* from) {
+  using A = Accumulator<E>;
+  Vec<A> result;
+  if constexpr (sizeof(E) == sizeof(A)) {
+    __builtin_memcpy(&result, from, sizeof(result));
+  } else {
+    for (int l = 0; l < kLanes<A>; ++l) result[l] = to_accumulator(from[l]);
+  }
+  return result;
+}
+
+template <class E>
+DCTPS_INLINE void store(E* to, Vec<Accumulator<E>> value) {
+  using A = Accumulator<E>;
+  if constexpr (sizeof(E) == sizeof(A)) {
+    __builtin_memcpy(to, &value, sizeof(value));
+  } else {
+    for (int l = 0; l < kLanes<A>; ++l) to[l] = from_accumulator<E>(value[l]);
+  }
+}
+
+typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Bits32 __attribute__((vector_size(kVectorBytes)));
+
+template <>
+DCTPS_INLINE Vec<float> load<BFloat16>(const BFloat16* from) {
+  Bits16 narrow;
+  __builtin_memcpy(&narrow, from, sizeof(narrow));
+  return Vec<float>(__builtin_convertvector(narrow, Bits32) << 16);
+}
+
+// As from_accumulator<BFloat16>.
+template <>
+DCTPS_INLINE void store<BFloat16>(BFloat16* to, Vec<float> value) {
+  const Bits32 wide = Bits32(value), nan = Bits32(value != value);
+  const Bits32 rounded = wide + 0x7fffu + ((wide >> 16) & 1u);
+  const Bits16 narrow = __builtin_convertvector(((rounded & ~nan) | ((wide | 0x400000u) & nan)) >> 16, Bits16);
+  __builtin_memcpy(to, &narrow, sizeof(narrow));
+}
+
+// The processor's own float16 conversions, where it has them. (maskz: GCC 12 warns about the plain AVX-512 form's "undefined".)
+#if defined(__AVX512F__)
+template <>
+DCTPS_INLINE Vec<float> load<Half>(const Half* from) {
+  return Vec<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+template <>
+DCTPS_INLINE void store<Half>(Half* to, Vec<float> value) {
+  const __m256i narrow = _mm512_maskz_cvtps_ph(0xffff, __m512(value), _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
+}
+#elif defined(__F16C__)
+template <>
+DCTPS_INLINE Vec<float> load<Half>(const Half* from) {
+  return Vec<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+template <>
+DCTPS_INLINE void store<Half>(Half* to, Vec<float> value) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(__m256(value), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
+// The first `count` lanes only; the others are zero.
+template <class E>
+DCTPS_INLINE Vec<Accumulator<E>> load_partial(const E* from, int count) {
+  E padded[kLanes<Accumulator<E>>] = {};
+  __builtin_memcpy(padded, from, size_t(count) * sizeof(E));
+  return load(padded);
+}
+
+template <class E>
+DCTPS_INLINE void store_partial(E* to, Vec<Accumulator<E>> value, int count) {
+  E padded[kLanes<Accumulator<E>>];
+  store(padded, value);
+  __builtin_memcpy(to, padded, size_t(count) * sizeof(E));
+}
+
+// ---- transposition and sums over lanes, both by Eklundh's exchange at distance 1, 2, 4, ...
+
+// Lane j of the result: j without bit D: `low`'s lane j or its partner's, see exchange().
+template <class A, int D, bool High, int... J>
+DCTPS_INLINE Vec<A> exchange_half(Vec<A> a, Vec<A> b, std::integer_sequence<int, J...>) {
+  constexpr int L = kLanes<A>;
+  return __builtin_shufflevector(a, b, (High ? ((J & D) ? L + J : J + D) : ((J & D) ? L + J - D : J))...);
+}
+
+// Swaps the lanes of `a` that have bit D set with the lanes of `b` that have not.
+template <class A, int D>
+DCTPS_INLINE void exchange(Vec<A>& a, Vec<A>& b) {
+  using Lanes = std::make_integer_sequence<int, kLanes<A>>;
+  const Vec<A> low = exchange_half<A, D, false>(a, b, Lanes{});
+  b = exchange_half<A, D, true>(a, b, Lanes{});
+  a = low;
+}
+
+template <class A, int D = 1>
+DCTPS_INLINE void transpose(Vec<A> (&square)[kLanes<A>]) {
+  if constexpr (D < kLanes<A>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<A>; ++i) {
+      if (!(i & D)) exchange<A, D>(square[i], square[i + D]);
+    }
+    transpose<A, 2 * D>(square);
+  }
+}
+
+// Lane l of the result: the sum of the lanes of rows[l]. Overwrites rows.
+template <class A, int D = 1>
+DCTPS_INLINE Vec<A> sum_lanes(Vec<A> (&rows)[kLanes<A>]) {
+  if constexpr (D < kLanes<A>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<A>; i += 2 * D) {
+      exchange<A, D>(rows[i], rows[i + D]);
+      rows[i] += rows[i + D];
+    }
+    return sum_lanes<A, 2 * D>(rows);
+  } else {
+    return rows[0];
+  }
+}
+
+}  // namespace DCTPS_ISA
+}  // namespace dctps

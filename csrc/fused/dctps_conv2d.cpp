@@ -1,0 +1,119 @@
+// The op dctps_conv2d, a convolution with the filters alpha D + S, and its backward op.
+#include "fused/dctps_conv2d.h"
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <tuple>
+
+#include "common/check.h"
+
+namespace dctps {
+namespace {
+
+Images images_of(const Tensor& tensor) {
+  return {.data = tensor.numel() ? const_cast<void*>(tensor.const_data_ptr()) : nullptr,
+          .channels = tensor.size(1),
+          .height = tensor.size(2),
+          .width = tensor.size(3),
+          .image_stride = tensor.stride(0),
+          .row_stride = tensor.stride(2),
+          .column_stride = tensor.stride(3),
+          .channel_stride = tensor.stride(1)};
+}
+
+// Checked arguments that forward and backward share.
+struct Convolution {
+  ConvGeometry geometry;
+  int64_t m, n, out_height, out_width;
+  at::MemoryFormat format;  // x's, which the outputs take
+
+  Convolution(const char* op, const Tensor& x, int64_t out_channels, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups)
+      : m(out_channels), format(x.suggest_memory_format()) {
+    TORCH_CHECK_VALUE(x.dim() == 4, op, ": x: expected 4 dimensions [batch, channels, height, width], got shape ", x.sizes());
+    auto check_pair = [&](const char* name, at::IntArrayRef pair, int64_t least) {
+      TORCH_CHECK_VALUE(pair.size() == 2 && pair[0] >= least && pair[1] >= least, op, ": ", name,
+                        ": expected two integers of at least ", least, ", got ", pair);
+    };
+    check_pair("kernel_size", kernel_size, 1);
+    check_pair("stride", stride, 1);
+    check_pair("padding", padding, 0);
+    check_pair("dilation", dilation, 1);
+    TORCH_CHECK_VALUE(groups >= 1 && x.size(1) % groups == 0 && out_channels % groups == 0, op,
+                      ": groups: expected a divisor of the input channels, ", x.size(1), ", and the output channels, ",
+                      out_channels, ", got ", groups);
+    n = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
+    geometry = {kernel_size[0], kernel_size[1], stride[0],   stride[1], padding[0],
+                padding[1],     dilation[0],    dilation[1], groups};
+    auto output_size = [&](int d) {
+      const int64_t span = x.size(2 + d) + 2 * padding[size_t(d)] - dilation[size_t(d)] * (kernel_size[size_t(d)] - 1) - 1;
+      TORCH_CHECK_VALUE(span >= 0, op, ": x: expected a padded input at least as large as the kernel, got input ", x.sizes(),
+                        ", kernel_size ", kernel_size, ", dilation ", dilation, ", padding ", padding);
+      return span / stride[size_t(d)] + 1;
+    };
+    out_height = output_size(0);
+    out_width = output_size(1);
+  }
+};
+
+}  // namespace
+
+Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
+                        const OptionalTensor& bias, int64_t out_channels, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  const char* op = "dctps_conv2d";
+  const DType dtype = check_dtype(op, "x", x);
+  const Convolution conv(op, x, out_channels, kernel_size, stride, padding, dilation, groups);
+  const SparseOperand s(op, values, index, conv.m, conv.n, x);
+  const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {conv.m}, x);
+  const Tensor y =
+      at::empty({x.size(0), conv.m, conv.out_height, conv.out_width}, x.options().memory_format(conv.format));
+  conv2d_forward_cpu({.dtype = dtype,
+                      .batch = x.size(0),
+                      .geometry = conv.geometry,
+                      .x = images_of(x),
+                      .y = images_of(y),
+                      .alpha = alpha_operand.data(),
+                      .s = s.matrix,
+                      .bias = bias_operand.data()});
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
+    const Tensor& dy, const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
+    int64_t out_channels, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, std::array<bool, 4> output_mask) {
+  const char* op = "dctps_conv2d_backward";
+  const DType dtype = check_dtype(op, "dy", dy);
+  check_like(op, "x", x, "dy", dy);
+  const Convolution conv(op, x, out_channels, kernel_size, stride, padding, dilation, groups);
+  check_shape(op, "dy", dy, {x.size(0), conv.m, conv.out_height, conv.out_width});
+  const SparseOperand s(op, values, index, conv.m, conv.n, dy);
+  const Operand alpha_operand(op, "alpha", alpha, {}, dy);
+  const auto [wants_dx, wants_dvalues, wants_dalpha, wants_dbias] = output_mask;
+
+  const Tensor dx = wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
+  const Tensor dvalues = zero_sums(wants_dvalues, {s.matrix.nnz}, dy);
+  const Tensor dalpha = zero_sums(wants_dalpha && alpha_operand.data(), {}, dy);
+  const Tensor dbias = zero_sums(wants_dbias, {conv.m}, dy);
+  conv2d_backward_cpu({.dtype = dtype,
+                       .batch = x.size(0),
+                       .geometry = conv.geometry,
+                       .dy = images_of(dy),
+                       .x = images_of(x),
+                       .dx = wants_dx ? images_of(dx) : Images{},
+                       .alpha = alpha_operand.data(),
+                       .s = s.matrix,
+                       .dvalues = mutable_data_or_null(dvalues),
+                       .dalpha = mutable_data_or_null(dalpha),
+                       .dbias = mutable_data_or_null(dbias)});
+  return {dx, finished_sums(dvalues, dy), finished_sums(dalpha, dy), finished_sums(dbias, dy)};
+}
+
+TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {
+  library.impl("dctps_conv2d", &dctps_conv2d_cpu);
+  library.impl("dctps_conv2d_backward", &dctps_conv2d_backward_cpu);
+}
+
+}  // namespace dctps

@@ -1,0 +1,48 @@
+// Arguments of the fused convolution y = alpha D patch(x) + S patch(x) + b and of its backward pass.
+#pragma once
+
+#include "common/isa.h"
+#include "common/types.h"
+#include "sparse/sparse.h"
+
+namespace dctps {
+
+// A batch of images, any memory format: strides in elements for image, row, column and channel.
+struct Images {
+  void* data = nullptr;
+  int64_t channels = 0, height = 0, width = 0;
+  int64_t image_stride = 0, row_stride = 0, column_stride = 0, channel_stride = 0;
+};
+
+// A patch is flattened in the order (kernel row, kernel column, channel of the group): n = kernel_height * kernel_width * C/groups.
+struct ConvGeometry {
+  int64_t kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, groups;
+};
+
+struct Conv2dForwardArgs {
+  DType dtype;
+  int64_t batch;
+  ConvGeometry geometry;
+  Images x = {}, y = {};                  // of dtype; y.channels = m
+  const void* alpha = nullptr;  // [1], accumulator type; null: no DCT part
+  SparseMatrix s = {};               // [m x n]
+  const void* bias = nullptr;   // [m], accumulator type; may be null
+};
+
+// Null outputs are not computed. The sums dvalues, dalpha, dbias are in the accumulator's type and must come in as zeros.
+struct Conv2dBackwardArgs {
+  DType dtype;
+  int64_t batch;
+  ConvGeometry geometry;
+  Images dy = {}, x = {}, dx = {};  // x.data is read only for dvalues and dalpha
+  const void* alpha = nullptr;
+  SparseMatrix s = {};
+  void* dvalues = nullptr;  // [nnz]
+  void* dalpha = nullptr;   // [1]
+  void* dbias = nullptr;    // [m]
+};
+
+DCTPS_CPU_KERNEL(conv2d_forward_cpu, Conv2dForwardArgs)
+DCTPS_CPU_KERNEL(conv2d_backward_cpu, Conv2dBackwardArgs)
+
+}  // namespace dctps

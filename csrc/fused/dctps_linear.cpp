@@ -1,0 +1,68 @@
+// The op dctps_linear, y = alpha D x + S x + b, and its backward op.
+#include <tuple>
+
+#include "fused/linear_rows.h"
+
+namespace dctps {
+
+Tensor dctps_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
+                        const OptionalTensor& bias, int64_t m, int64_t n) {
+  const char* op = "dctps_linear";
+  const DType dtype = check_dtype(op, "x", x);
+  check_last_dimension(op, "x", x, n);
+  const SparseOperand s(op, values, index, m, n, x);
+  const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {m}, x);
+  Tensor y = empty_with_last(x, m);
+  const RowsOperand rows(x);
+  linear_forward_cpu({.dtype = dtype,
+                      .rows = rows.rows(),
+                      .m = m,
+                      .n = n,
+                      .x = rows.view,
+                      .y = output_rows(y),
+                      .alpha = alpha_operand.data(),
+                      .s = s.matrix,
+                      .bias = bias_operand.data()});
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& values,
+                                                                     const Tensor& index, const OptionalTensor& alpha,
+                                                                     int64_t m, int64_t n, std::array<bool, 4> output_mask) {
+  const char* op = "dctps_linear_backward";
+  const DType dtype = check_dtype(op, "dy", dy);
+  check_like(op, "x", x, "dy", dy);
+  check_last_dimension(op, "dy", dy, m);
+  check_last_dimension(op, "x", x, n);
+  TORCH_CHECK_VALUE(dy.sizes().slice(0, dy.dim() - 1) == x.sizes().slice(0, x.dim() - 1), op,
+                    ": dy: expected the leading dimensions of x, ", x.sizes(), ", got ", dy.sizes());
+  const SparseOperand s(op, values, index, m, n, dy);
+  const Operand alpha_operand(op, "alpha", alpha, {}, dy);
+  const auto [wants_dx, wants_dvalues, wants_dalpha, wants_dbias] = output_mask;
+
+  const Tensor dx = wants_dx ? empty_with_last(x, n) : at::empty({0}, x.options());
+  const Tensor dvalues = zero_sums(wants_dvalues, {s.matrix.nnz}, dy);
+  const Tensor dalpha = zero_sums(wants_dalpha && alpha_operand.data(), {}, dy);
+  const Tensor dbias = zero_sums(wants_dbias, {m}, dy);
+  const RowsOperand dy_rows(dy), x_rows(x);
+  linear_backward_cpu({.dtype = dtype,
+                       .rows = dy_rows.rows(),
+                       .m = m,
+                       .n = n,
+                       .dy = dy_rows.view,
+                       .x = x_rows.view,
+                       .dx = wants_dx ? output_rows(dx) : Rows{},
+                       .alpha = alpha_operand.data(),
+                       .s = s.matrix,
+                       .dvalues = mutable_data_or_null(dvalues),
+                       .dalpha = mutable_data_or_null(dalpha),
+                       .dbias = mutable_data_or_null(dbias)});
+  return {dx, finished_sums(dvalues, dy), finished_sums(dalpha, dy), finished_sums(dbias, dy)};
+}
+
+TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {
+  library.impl("dctps_linear", &dctps_linear_cpu);
+  library.impl("dctps_linear_backward", &dctps_linear_backward_cpu);
+}
+
+}  // namespace dctps

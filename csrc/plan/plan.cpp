@@ -1,0 +1,385 @@
+// Makes and caches the plans of plan.h: picks radices or Bluestein by counted vector operations, fills the tables.
+#include "plan/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <complex>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+
+namespace dctps {
+namespace {
+
+using Complex = std::complex<double>;
+
+// e^(-2 pi i numerator / denominator), the angle reduced exactly to an eighth of a turn first.
+Complex unit_root(int64_t numerator, int64_t denominator) {
+  numerator %= denominator;
+  if (numerator < 0) numerator += denominator;
+  const int64_t eighth = 8 * numerator / denominator;  // octant, counter-clockwise
+  const int64_t rest = 8 * numerator - eighth * denominator;
+  const bool mirrored = eighth & 1;
+  const double angle = 2 * M_PI * double(mirrored ? denominator - rest : rest) / (8 * double(denominator));
+  double c = std::cos(angle), s = std::sin(angle);
+  if (mirrored) std::swap(c, s);
+  switch (eighth / 2) {
+    case 0:
+      return {c, -s};
+    case 1:
+      return {-s, -c};
+    case 2:
+      return {-c, s};
+    default:
+      return {s, c};
+  }
+}
+
+int largest_odd_prime(int64_t n) {
+  while (n % 2 == 0) n /= 2;
+  int64_t largest = 1;
+  for (int64_t p = 3; p * p <= n; p += 2) {
+    for (; n % p == 0; n /= p) largest = p;
+  }
+  return int(std::max(n, largest));
+}
+
+// A large odd radix comes first, where the data is still real or long; radix 8 last, where it needs no twiddles.
+int complex_radix(int64_t n) {
+  const int odd = largest_odd_prime(n);
+  if (odd > 1) return odd;
+  int log2 = 0;
+  while (int64_t(1) << log2 < n) ++log2;
+  if (log2 < 3) return 1 << log2;
+  return log2 % 3 == 0 ? 8 : 4;
+}
+
+int real_radix(int64_t n) {
+  if (n % 8 == 0) return 8;
+  if (n % 4 == 0) return 4;
+  if (n % 2 == 0) return 2;
+  return largest_odd_prime(n);
+}
+
+// Children of a real pass: lengths and numbers of the real and the complex ones.
+struct RealSplit {
+  int64_t real_length;
+  int real_children, complex_children;
+};
+RealSplit split_real(int64_t n, int radix) {
+  switch (radix) {
+    case 8:
+      return {n / 4, 1, 3};
+    case 4:
+      return {n / 2, 1, 1};
+    case 2:
+      return {n / 2, 2, 0};
+    default:
+      return {n / radix, 1, (radix - 1) / 2};
+  }
+}
+
+// ---- cost in vector operations, loads and stores included; measured speeds follow it within a third
+
+double complex_cost(int64_t n) {
+  if (n <= 1) return 0;
+  const int r = complex_radix(n);
+  const double butterfly = r == 8 ? 10.5 : r == 4 ? 7 : r == 2 ? 4 : r + 5;
+  return double(n) * (butterfly + 4) + r * complex_cost(n / r);
+}
+
+double real_cost(int64_t n) {
+  if (n <= 1) return 0;
+  const int r = real_radix(n);
+  const RealSplit split = split_real(n, r);
+  const double butterfly = r == 8 ? 3.75 : r == 4 ? 2.5 : r == 2 ? 1 : r / 2.0 + 3;
+  return double(n) * (butterfly + 2) + split.real_children * real_cost(split.real_length) +
+         split.complex_children * complex_cost(n / r);
+}
+
+// The length M >= 2q - 1 of the form 2^a 3^b 5^c that costs least.
+int64_t convolution_length(int64_t q) {
+  int64_t power = 1;
+  while (power < 2 * q - 1) power *= 2;
+  int64_t best = power;
+  for (int64_t odd : {3, 5, 9, 15, 25, 27, 45}) {
+    int64_t length = odd;
+    while (length < 2 * q - 1) length *= 2;
+    if (complex_cost(length) < complex_cost(best)) best = length;
+  }
+  return best;
+}
+
+bool wants_bluestein(int64_t q) {
+  const int64_t prime = largest_odd_prime(q);
+  if (prime > kMaxRadix) return true;
+  if (prime <= 13) return false;
+  const int64_t length = convolution_length(q);
+  return 2 * complex_cost(length) + 14.0 * double(length) < real_cost(q);
+}
+
+// ---- tables
+
+// Where a plan leaves V[frequency]: real part at `re`, imaginary part at `im` (-1: none, the value is real).
+struct Place {
+  int32_t re = -1, im = -1;
+  double im_sign = 1;
+};
+
+template <class A>
+class Builder {
+ public:
+  explicit Builder(Plan<A>& plan) : plan_(plan) {}
+
+  int add_pass(bool is_complex, int64_t length) {
+    if (length <= 1) return -1;
+    const auto key = std::make_pair(is_complex, length);
+    const auto known = numbers_.find(key);
+    if (known != numbers_.end()) return known->second;
+
+    Pass<A> pass;
+    pass.is_complex = is_complex;
+    pass.radix = is_complex ? complex_radix(length) : real_radix(length);
+    pass.columns = int(length / pass.radix);
+    const RealSplit split = is_complex ? RealSplit{0, 0, pass.radix} : split_real(length, pass.radix);
+    pass.real_child_length = int(split.real_length);
+    pass.real_children = split.real_children;
+    pass.complex_children = split.complex_children;
+    const int first = is_complex ? 0 : 1;  // the frequency, modulo the radix, of the first complex child
+    for (int j = 0; j < pass.columns; ++j) {
+      for (int s = 1; s < first + pass.complex_children; ++s) {
+        const Complex root = unit_root(int64_t(j) * s, length);
+        pass.twiddles.push_back(A(root.real()));
+        pass.twiddles.push_back(A(root.imag()));
+      }
+    }
+    if (pass.radix % 2) {
+      const int half = (pass.radix - 1) / 2;
+      for (bool sine : {false, true}) {
+        for (int s = 1; s <= half; ++s) {
+          for (int k = 1; k <= half; ++k) {
+            const Complex root = unit_root(int64_t(k) * s, pass.radix);
+            pass.rotations.push_back(A(sine ? -root.imag() : root.real()));
+          }
+        }
+      }
+    }
+    pass.real_child = add_pass(false, pass.real_child_length);
+    pass.complex_child = pass.complex_children ? add_pass(true, pass.columns) : -1;
+    plan_.passes.push_back(std::move(pass));
+    return numbers_[key] = int(plan_.passes.size()) - 1;
+  }
+
+  // Records where the transform at `base`, pass `number`, leaves the frequencies offset + stride * t (mod total).
+  void place(int number, bool is_complex, int64_t base, int64_t offset, int64_t stride, int64_t total,
+             std::vector<Place>& places) const {
+    if (number < 0) {  // length 1
+      places[size_t(offset % total)] = {int32_t(base), is_complex ? int32_t(base + 1) : -1, 1};
+      return;
+    }
+    const Pass<A>& pass = plan_.passes[size_t(number)];
+    const int64_t m = pass.columns, r = pass.radix;
+    if (is_complex) {
+      for (int64_t s = 0; s < r; ++s) {
+        place(pass.complex_child, true, base + 2 * m * s, (offset + stride * s) % total, stride * r % total, total, places);
+      }
+      return;
+    }
+    const int64_t step = pass.length() / pass.real_child_length;  // between the frequencies of a real child
+    for (int child = 0; child < pass.real_children; ++child) {
+      // Radix 2: the second child has the frequencies 2t + m; it is the FFT of (x[j] - x[j+m]) (-1)^j.
+      const int64_t shift = child * m;
+      place(pass.real_child, false, base + child * int64_t(pass.real_child_length), (offset + stride * shift) % total,
+            stride * step % total, total, places);
+    }
+    const int64_t complex_base = base + int64_t(pass.real_children) * pass.real_child_length;
+    for (int64_t s = 1; s <= pass.complex_children; ++s) {
+      place(pass.complex_child, true, complex_base + 2 * m * (s - 1), (offset + stride * s) % total, stride * r % total,
+            total, places);
+    }
+  }
+
+ private:
+  Plan<A>& plan_;
+  std::map<std::pair<bool, int64_t>, int> numbers_;
+};
+
+// c_k of the orthonormal DCT.
+double scale(int64_t k, int64_t q) { return std::sqrt((k == 0 ? 1.0 : 2.0) / double(q)); }
+
+// The transpose of `rows` [row count] as combinations of rows: at most two rows may name one source.
+template <class A>
+std::vector<Combine<A>> transposed(const std::vector<Combine<A>>& rows, int64_t sources) {
+  std::vector<Combine<A>> result(size_t(sources), Combine<A>{-1, -1, A(0), A(0)});
+  auto add = [&](int32_t source, int32_t row, A factor) {
+    Combine<A>& entry = result[size_t(source)];
+    if (entry.a < 0) {
+      entry.a = row;
+      entry.ca = factor;
+    } else {
+      entry.b = row;
+      entry.cb = factor;
+    }
+  };
+  for (size_t row = 0; row < rows.size(); ++row) {
+    if (rows[row].ca != A(0)) add(rows[row].a, int32_t(row), rows[row].ca);
+    if (rows[row].cb != A(0)) add(rows[row].b, int32_t(row), rows[row].cb);
+  }
+  for (auto& entry : result) {
+    if (entry.a < 0) entry.a = 0;
+    if (entry.b < 0) entry.b = entry.a;
+  }
+  return result;
+}
+
+template <class A>
+void build_radix_plan(Plan<A>& plan) {
+  const int64_t q = plan.length;
+  Builder<A> builder(plan);
+  plan.work_size = plan.length;
+  plan.root = builder.add_pass(false, q);
+  plan.order.resize(size_t(q));
+  plan.adjoint_finish.resize(size_t(q));
+  for (int64_t j = 0; j < q; ++j) {
+    const int64_t source = 2 * j < q ? 2 * j : 2 * (q - 1 - j) + 1;
+    plan.order[size_t(j)] = int32_t(source);
+    plan.adjoint_finish[size_t(source)] = {int32_t(j), int32_t(j), A(1), A(0)};
+  }
+  std::vector<Place> places(static_cast<size_t>(q));
+  builder.place(plan.root, false, 0, 0, 1, q, places);
+  plan.finish.resize(size_t(q));
+  for (int64_t k = 0; k < q; ++k) {
+    Place place = places[size_t(k)];
+    if (place.re < 0) {  // only its conjugate partner is computed
+      place = places[size_t(q - k)];
+      place.im_sign = -1;
+    }
+    const Complex turn = scale(k, q) * unit_root(k, 4 * q);
+    plan.finish[size_t(k)] = {place.re, place.im < 0 ? place.re : place.im, A(turn.real()),
+                              place.im < 0 ? A(0) : A(-turn.imag() * place.im_sign)};
+  }
+  plan.adjoint_start = transposed(plan.finish, q);
+}
+
+// Unnormalised FFT in double, of a length of small primes; only for the spectrum below.
+std::vector<Complex> small_prime_fft(const std::vector<Complex>& x) {
+  const size_t n = x.size();
+  if (n == 1) return x;
+  size_t r = 2;
+  while (n % r) ++r;
+  const size_t m = n / r;
+  std::vector<Complex> result(n);
+  for (size_t k = 0; k < r; ++k) {
+    std::vector<Complex> part(m);
+    for (size_t j = 0; j < m; ++j) part[j] = x[j * r + k];
+    part = small_prime_fft(part);
+    for (size_t t = 0; t < n; ++t) result[t] += unit_root(int64_t(k * t % n), int64_t(n)) * part[t % m];
+  }
+  return result;
+}
+
+// y[k] = c_k Re( w(k^2 + k) sum_i (x[i] w(i^2)) conj(w((k-i)^2)) ),  w(t) = e^(-i pi t / 2q): a convolution of length M >= 2q-1.
+template <class A>
+void build_bluestein_plan(Plan<A>& plan) {
+  const int64_t q = plan.length;
+  const int64_t size = convolution_length(q);
+  auto w = [&](int64_t t) { return unit_root(t % (4 * q), 4 * q); };
+  Builder<A> builder(plan);
+  plan.work_size = int(2 * size);
+  plan.root = builder.add_pass(true, size);
+  std::vector<Place> places(static_cast<size_t>(size));
+  builder.place(plan.root, true, 0, 0, 1, size, places);
+
+  std::vector<Complex> kernel(static_cast<size_t>(size));
+  for (int64_t i = 0; i < q; ++i) {
+    kernel[size_t(i)] = std::conj(w(i * i));
+    kernel[size_t((size - i) % size)] = kernel[size_t(i)];
+  }
+  kernel = small_prime_fft(kernel);
+  plan.spectrum.resize(size_t(2 * size));
+  for (int64_t f = 0; f < size; ++f) {
+    const Complex value = kernel[size_t(f)] / double(size);
+    plan.spectrum[size_t(places[size_t(f)].re)] = A(value.real());
+    plan.spectrum[size_t(places[size_t(f)].im)] = A(value.imag());
+  }
+  const Combine<A> nothing{0, 0, A(0), A(0)};
+  plan.start.assign(size_t(2 * size), nothing);
+  plan.adjoint_start.assign(size_t(2 * size), nothing);
+  plan.finish.resize(size_t(q));
+  plan.adjoint_finish.resize(size_t(q));
+  for (int64_t i = 0; i < q; ++i) {
+    const Complex in = w(i * i);
+    const Complex out = scale(i, q) * w(i * i + i);
+    const int32_t re = int32_t(i), im = int32_t(size + i);
+    plan.start[size_t(re)] = {re, re, A(in.real()), A(0)};
+    plan.start[size_t(im)] = {re, re, A(in.imag()), A(0)};
+    plan.finish[size_t(i)] = {re, im, A(out.real()), A(-out.imag())};
+    plan.adjoint_start[size_t(re)] = {re, re, A(out.real()), A(0)};
+    plan.adjoint_start[size_t(im)] = {re, re, A(-out.imag()), A(0)};
+    plan.adjoint_finish[size_t(i)] = {re, im, A(in.real()), A(in.imag())};
+  }
+}
+
+template <class A>
+struct Cache {
+  std::mutex mutex;
+  std::unordered_map<int64_t, std::shared_ptr<const Plan<A>>> plans;
+};
+
+template <class A>
+Cache<A>& cache() {
+  static auto* instance = new Cache<A>;  // never destroyed: threads may still use it while the process ends
+  return *instance;
+}
+
+template <class A>
+int64_t cached_bytes() {
+  std::lock_guard<std::mutex> lock(cache<A>().mutex);
+  int64_t total = 0;
+  for (const auto& entry : cache<A>().plans) total += entry.second->bytes();
+  return total;
+}
+
+template <class T>
+int64_t vector_bytes(const std::vector<T>& values) {
+  return int64_t(values.size() * sizeof(T));
+}
+
+}  // namespace
+
+template <class A>
+int64_t Plan<A>::bytes() const {
+  int64_t total = vector_bytes(order) + vector_bytes(finish) + vector_bytes(adjoint_start) + vector_bytes(adjoint_finish) +
+                  vector_bytes(start) + vector_bytes(spectrum);
+  for (const auto& pass : passes) total += vector_bytes(pass.twiddles) + vector_bytes(pass.rotations);
+  return total;
+}
+
+template <class A>
+std::shared_ptr<const Plan<A>> get_plan(int64_t q) {
+  auto& plans = cache<A>();
+  {
+    std::lock_guard<std::mutex> lock(plans.mutex);
+    const auto known = plans.plans.find(q);
+    if (known != plans.plans.end()) return known->second;
+  }
+  auto plan = std::make_shared<Plan<A>>();
+  plan->length = int(q);
+  if (wants_bluestein(q)) {
+    build_bluestein_plan(*plan);
+  } else {
+    build_radix_plan(*plan);
+  }
+  std::lock_guard<std::mutex> lock(plans.mutex);
+  return plans.plans.emplace(q, std::move(plan)).first->second;
+}
+
+int64_t cached_plan_bytes() { return cached_bytes<float>() + cached_bytes<double>(); }
+
+template struct Plan<float>;
+template struct Plan<double>;
+template std::shared_ptr<const Plan<float>> get_plan<float>(int64_t);
+template std::shared_ptr<const Plan<double>> get_plan<double>(int64_t);
+
+}  // namespace dctps

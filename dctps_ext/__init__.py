@@ -1,0 +1,31 @@
+"""DCT-plus-sparse layers for PyTorch: W = alpha * DCT + S, with S sparse on a fixed random support.
+
+Source: Price & Tanner, "Dense for the Price of Sparse: Improved Performance of Sparsely Initialized Networks via a Subspace
+Offset", ICML 2021.
+"""
+
+from ._load import _C  # first: refuses an extension built for another torch, in words
+
+from . import models
+from .allocation import allocate
+from .convert import convert_, to_dense
+from .modules import DCTpSConv2d, DCTpSLinear
+from .ops import dct, dctps_conv2d, dctps_linear, idct, sparse_linear
+from .support import Support
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DCTpSConv2d",
+    "DCTpSLinear",
+    "Support",
+    "allocate",
+    "convert_",
+    "dct",
+    "dctps_conv2d",
+    "dctps_linear",
+    "idct",
+    "models",
+    "sparse_linear",
+    "to_dense",
+]
