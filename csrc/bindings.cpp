@@ -13,26 +13,34 @@ TORCH_LIBRARY(dctps_ext, library) {
   library.def("dct(Tensor x, SymInt out_features) -> Tensor");
   library.def("idct(Tensor v, SymInt in_features) -> Tensor");
   library.def("sparse_linear(Tensor x, Tensor values, Tensor index, SymInt m, SymInt n) -> Tensor");
-  library.def("sparse_linear_transposed(Tensor v, Tensor values, Tensor index, SymInt m, SymInt n) -> Tensor");
+  library.def(
+      "sparse_linear_transposed(Tensor v, Tensor values, Tensor index, SymInt m, SymInt n) -> Tensor");
   library.def("sddmm(Tensor v, Tensor x, Tensor index, SymInt m, SymInt n) -> Tensor");
   library.def(
-      "dctps_linear(Tensor x, Tensor values, Tensor index, Tensor? alpha, Tensor? bias, SymInt m, SymInt n) -> Tensor");
+      "dctps_linear(Tensor x, Tensor values, Tensor index, Tensor? alpha, Tensor? bias, SymInt m, SymInt n) "
+      "-> Tensor");
   library.def(
-      "dctps_linear_backward(Tensor dy, Tensor x, Tensor values, Tensor index, Tensor? alpha, SymInt m, SymInt n, "
+      "dctps_linear_backward(Tensor dy, Tensor x, Tensor values, Tensor index, Tensor? alpha, SymInt m, "
+      "SymInt n, "
       "bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
       "dctps_conv2d(Tensor x, Tensor values, Tensor index, Tensor? alpha, Tensor? bias, SymInt out_channels, "
-      "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+      "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> "
+      "Tensor");
   library.def(
-      "dctps_conv2d_backward(Tensor dy, Tensor x, Tensor values, Tensor index, Tensor? alpha, SymInt out_channels, "
-      "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[4] output_mask) "
+      "dctps_conv2d_backward(Tensor dy, Tensor x, Tensor values, Tensor index, Tensor? alpha, SymInt "
+      "out_channels, "
+      "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, "
+      "bool[4] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "Compiled part of dctps_ext: registers the torch ops dctps_ext::* and tells about the build.";
+  module.doc() =
+      "Compiled part of dctps_ext: registers the torch ops dctps_ext::* and tells about the build.";
   module.def(
-      "isa", [] { return dctps::isa_name(dctps::current_isa()); }, "The instruction set whose CPU kernels are in use.");
+      "isa", [] { return dctps::isa_name(dctps::current_isa()); },
+      "The instruction set whose CPU kernels are in use.");
   module.def(
       "isas",
       [] {
@@ -42,12 +50,15 @@ PYBIND11_MODULE(_C, module) {
       },
       "The instruction sets that this build and this processor offer, slowest first.");
   module.def(
-      "set_isa", [](const std::string& name) { dctps::set_isa(dctps::isa_from_name(name)); }, pybind11::arg("name"),
-      "Uses another instruction set's kernels from now on (the environment variable DCTPS_ISA does so from the start).");
+      "set_isa", [](const std::string& name) { dctps::set_isa(dctps::isa_from_name(name)); },
+      pybind11::arg("name"),
+      "Uses another instruction set's kernels from now on (the environment variable DCTPS_ISA does so from "
+      "the start).");
   module.def("workspace_bytes", &dctps::workspace_bytes, "Bytes of scratch memory that all threads hold.");
   module.def("workspace_peak_bytes", &dctps::workspace_peak_bytes,
              "The most bytes of scratch memory held since reset_workspace_peak().");
   module.def("reset_workspace_peak", &dctps::reset_workspace_peak);
   module.def("release_workspace", &dctps::release_workspace, "Frees the calling thread's scratch memory.");
-  module.def("plan_bytes", &dctps::cached_plan_bytes, "Bytes of tables (twiddles, orders) that cached plans hold.");
+  module.def("plan_bytes", &dctps::cached_plan_bytes,
+             "Bytes of tables (twiddles, orders) that cached plans hold.");
 }

@@ -1,11 +1,13 @@
 """DCT-plus-sparse layers for PyTorch: W = alpha * DCT + S, with S sparse on a fixed random support.
 
-Source: Price & Tanner, "Dense for the Price of Sparse: Improved Performance of Sparsely Initialized Networks via a Subspace
-Offset", ICML 2021.
+Source: Price & Tanner, "Dense for the Price of Sparse: Improved Performance of Sparsely Initialized Networks
+via a Subspace Offset", ICML 2021.
 """
 
-from ._load import _C  # first: refuses an extension built for another torch, in words
+# First: refuses, in words, an extension that was built for another torch.
+from ._load import _C  # noqa: F401
 
+# isort: split
 from . import models
 from .allocation import allocate
 from .convert import convert_, to_dense

@@ -1,7 +1,7 @@
 """Shape rules (fake kernels) and derivatives of the extension's ops, to any order.
 
-Every op is linear in its input and in (values, alpha), and every derivative is one of the ops again, so the set is closed:
-gradients of gradients cost what gradients cost, and no m x n matrix appears at any order.
+Every op is linear in its input and in (values, alpha), and every derivative is one of the ops again, so
+the set is closed: gradients of gradients cost what gradients cost, and no m x n matrix appears at any order.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ torch.library.register_autograd(
 torch.library.register_autograd("dctps_ext::sddmm", _sddmm_backward, setup_context=_save_sparse)
 
 
-# ---- the fused layers: one derivation for both, because both are y = op(x; values, alpha) + bias with op linear in x and in
-# (values, alpha), and `geometry` all that tells them apart.
+# ---- the fused layers: one derivation for both, because both are y = op(x; values, alpha) + bias with op
+# linear in x and in (values, alpha), and `geometry` all that tells them apart.
 
 
 @torch.library.register_fake("dctps_ext::dctps_linear")
@@ -113,7 +113,8 @@ def _(x, values, index, alpha, bias, m, n):
 @torch.library.register_fake("dctps_ext::dctps_conv2d")
 def _(x, values, index, alpha, bias, out_channels, kernel_size, stride, padding, dilation, groups):
     out = [
-        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1) // stride[d] + 1 for d in range(2)
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1) // stride[d] + 1
+        for d in range(2)
     ]
     memory_format = torch._prims_common.suggest_memory_format(x)
     return torch.empty(
@@ -162,7 +163,7 @@ def _register_layer(forward_op, backward_op, name: str, bias_view: tuple[int, ..
         ctx.set_materialize_grads(False)
 
     def double_backward(ctx, g_dx, g_dvalues, g_dalpha, g_dbias):
-        # The four outputs are linear in dy; dx is linear in (values, alpha), dvalues and dalpha are linear in x.
+        # The four outputs are linear in dy; dx is linear in (values, alpha), dvalues and dalpha in x.
         dy, x, values, index, alpha = ctx.saved_tensors
         g_dx, g_dvalues, g_dalpha, g_dbias = (
             g if want else None

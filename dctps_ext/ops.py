@@ -1,4 +1,4 @@
-"""Functional interface: the layers as differentiable functions of tensors, on the torch ops of the extension."""
+"""Functional interface: the layers differentiable functions of tensors on the torch ops of the extension."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _ops = torch.ops.dctps_ext
 def dct(x: Tensor, out_features: int | None = None) -> Tensor:
     r"""Orthonormal DCT-II of the last dimension, :math:`y = D x`.
 
-    .. math:: D_{k,i} = c_k \cos\frac{\pi k (2i+1)}{2q}, \quad c_0 = \sqrt{1/q}, \; c_{k>0} = \sqrt{2/q}, \; q = \max(m, n)
+    .. math::
+        D_{k,i} = c_k \cos\frac{\pi k (2i+1)}{2q}, \quad
+        c_0 = \sqrt{1/q}, \; c_{k>0} = \sqrt{2/q}, \; q = \max(m, n)
 
-    so that ``x`` counts as zero-padded to length q and the result is truncated to its first m coefficients. The cost is
-    O(q log q) per row for every q.
+    so that ``x`` counts as zero-padded to length q and the result is truncated to its first m coefficients.
+    The cost is O(q log q) per row for every q.
 
     Args:
-        x: ``[..., n]``, float64, float32, float16 or bfloat16 (sums in float32 for the last two), any strides.
+        x: ``[..., n]``, float64, float32, float16 or bfloat16 (the last two summed in float32), any strides.
         out_features: m; n by default.
 
     Returns:
@@ -42,7 +44,7 @@ def dct(x: Tensor, out_features: int | None = None) -> Tensor:
 
 
 def idct(v: Tensor, in_features: int | None = None) -> Tensor:
-    r"""Transpose of :func:`dct`: :math:`x = D^T v`, an orthonormal DCT-III; the inverse of ``dct`` where m = n.
+    r"""Transpose of :func:`dct`: :math:`x = D^T v`, an orthonormal DCT-III; ``dct``'s inverse where m = n.
 
     Args:
         v: ``[..., m]``, float64, float32, float16 or bfloat16, any strides.
@@ -67,7 +69,8 @@ def sparse_linear(x: Tensor, values: Tensor, support: Support) -> Tensor:
         support: the places of the entries, of shape (m, n).
 
     Returns:
-        ``[..., m]``. Differentiable in ``x`` and ``values``; the gradient of ``values`` is computed on the support only.
+        ``[..., m]``. Differentiable in ``x`` and ``values``; gradients of ``values`` are computed on the
+        support only.
 
     Raises:
         TypeError: if a dtype does not fit.
@@ -87,7 +90,7 @@ def dctps_linear(
         x: ``[..., n]``, float64, float32, float16 or bfloat16, any strides.
         values: ``[nnz]``, the entries of S in CSR order, of the dtype and device of ``x``.
         support: the places of the entries, of shape (m, n).
-        alpha: scalar tensor of the same dtype (may need a gradient), or a number; ``None`` leaves the DCT part out.
+        alpha: scalar tensor of the same dtype (may need a gradient), or a number; ``None``: no DCT part.
         bias: ``[m]`` or ``None``.
 
     Returns:
@@ -126,12 +129,13 @@ def dctps_conv2d(
     ``weight[o, c, a, b] = W[o, (a * kw + b) * Cg + c]``, where Cg = in_channels / groups, n = kh * kw * Cg.
 
     Args:
-        x: ``[batch, in_channels, height, width]`` or without ``batch``; contiguous, channels_last, or any strides.
+        x: ``[batch, in_channels, height, width]`` or without ``batch``; any memory format or strides.
         values: ``[nnz]``, the entries of S in CSR order, of the dtype and device of ``x``.
         support: the places of the entries, of shape (out_channels, n).
         alpha: scalar tensor of the same dtype, or a number; ``None`` leaves the DCT part out.
         bias: ``[out_channels]`` or ``None``.
-        stride, padding, dilation, groups: as for ``torch.nn.functional.conv2d``; ``padding`` may be "same" or "valid".
+        stride, padding, dilation, groups: as for ``torch.nn.functional.conv2d``; ``padding`` may also be
+            "same" or "valid".
         kernel_size: kh and kw, or one integer for both.
 
     Returns:
@@ -163,8 +167,9 @@ def dctps_conv2d(
     expected = kernel_size[0] * kernel_size[1] * (batched.shape[1] // groups) if groups > 0 else None
     if expected is not None and n != expected:
         raise ValueError(
-            f"{op}: support: expected shape (out_channels, {expected}), {expected} = {kernel_size[0]} * {kernel_size[1]} * "
-            f"{batched.shape[1]} // {groups} for kernel_size, channels of x and groups, got {tuple(support.shape)}"
+            f"{op}: support: expected shape (out_channels, {expected}), where {expected} = {kernel_size[0]} * "
+            f"{kernel_size[1]} * {batched.shape[1]} // {groups} for kernel_size, the channels of x and groups, "
+            f"got {tuple(support.shape)}"
         )
     y = _ops.dctps_conv2d(
         batched, values, support.index, alpha, bias, m, kernel_size, stride, padding, dilation, groups
@@ -204,13 +209,20 @@ def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _named_padding(
-    op: str, x: Tensor, padding: str, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+    op: str,
+    x: Tensor,
+    padding: str,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
 ) -> tuple[Tensor, tuple[int, int]]:
-    """x and the symmetric padding that stand for "valid" or "same"; a total that is odd pads x by hand, at its end."""
+    """x and the symmetric padding that stand for "valid" or "same"; an odd total pads x by hand, at its end."""
     if padding == "valid":
         return x, (0, 0)
     if padding != "same":
-        raise ValueError(f"{op}: padding: expected an integer, two integers, 'same' or 'valid', got {padding!r}")
+        raise ValueError(
+            f"{op}: padding: expected an integer, two integers, 'same' or 'valid', got {padding!r}"
+        )
     if stride != (1, 1):
         raise ValueError(f"{op}: stride: expected 1 with padding='same', got {stride}")
     totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]

@@ -25,43 +25,45 @@ DType check_dtype(const char* op, const char* name, const Tensor& tensor) {
   }
 }
 
-void check_like(const char* op, const char* name, const Tensor& tensor, const char* like_name, const Tensor& like) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), op, ": ", name, ": expected the dtype of ", like_name, ", ",
-                   like.scalar_type(), ", got ", tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.device() == like.device(), op, ": ", name, ": expected a tensor on the device of ", like_name,
-                    ", ", like.device(), ", got one on ", tensor.device());
+void check_like(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                const Tensor& like) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), op, ": ", name, ": expected the dtype of ",
+                   like_name, ", ", like.scalar_type(), ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), op, ": ", name, ": expected a tensor on the device of ",
+                    like_name, ", ", like.device(), ", got one on ", tensor.device());
 }
 
 void check_shape(const char* op, const char* name, const Tensor& tensor, at::IntArrayRef shape) {
-  TORCH_CHECK_VALUE(tensor.sizes() == shape, op, ": ", name, ": expected shape ", shape, ", got ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, op, ": ", name, ": expected shape ", shape, ", got ",
+                    tensor.sizes());
 }
 
 void check_size(const char* op, const char* name, int64_t size) {
-  TORCH_CHECK_VALUE(size >= 1 && size <= kLargestSize, op, ": ", name, ": expected a size from 1 to ", kLargestSize, ", got ",
-                    size);
+  TORCH_CHECK_VALUE(size >= 1 && size <= kLargestSize, op, ": ", name, ": expected a size from 1 to ",
+                    kLargestSize, ", got ", size);
 }
 
 void check_last_dimension(const char* op, const char* name, const Tensor& tensor, int64_t size) {
-  TORCH_CHECK_VALUE(tensor.dim() >= 1 && tensor.size(-1) == size, op, ": ", name, ": expected a last dimension of size ",
-                    size, ", got shape ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.dim() >= 1 && tensor.size(-1) == size, op, ": ", name,
+                    ": expected a last dimension of size ", size, ", got shape ", tensor.sizes());
 }
 
 at::ScalarType accumulator_type(DType dtype) { return dtype == DType::f64 ? at::kDouble : at::kFloat; }
 
-SparseOperand::SparseOperand(const char* op, const Tensor& values_argument, const Tensor& index_argument, int64_t m, int64_t n,
-                             const Tensor& like)
+SparseOperand::SparseOperand(const char* op, const Tensor& values_argument, const Tensor& index_argument,
+                             int64_t m, int64_t n, const Tensor& like)
     : index(index_argument) {
   check_size(op, "support rows", m);
   check_size(op, "support columns", n);
   TORCH_CHECK_TYPE(index.scalar_type() == at::kInt && index.dim() == 1 && index.is_contiguous(), op,
-                   ": support: expected its index to be a contiguous 1-D int32 tensor, got ", index.scalar_type(),
-                   " of shape ", index.sizes());
-  TORCH_CHECK_VALUE(index.device() == like.device(), op, ": support: expected it on ", like.device(), ", got ",
-                    index.device(), "; move it with support.to(device)");
+                   ": support: expected its index to be a contiguous 1-D int32 tensor, got ",
+                   index.scalar_type(), " of shape ", index.sizes());
+  TORCH_CHECK_VALUE(index.device() == like.device(), op, ": support: expected it on ", like.device(),
+                    ", got ", index.device(), "; move it with support.to(device)");
   const int64_t nnz = (index.numel() - (m + 1) - (n + 1)) / 3;
   TORCH_CHECK_VALUE(nnz >= 0 && m + n + 2 + 3 * nnz == index.numel(), op,
-                    ": support: expected the index of a support of shape (", m, ", ", n, "), got one of ", index.numel(),
-                    " entries, which belongs to another shape");
+                    ": support: expected the index of a support of shape (", m, ", ", n, "), got one of ",
+                    index.numel(), " entries, which belongs to another shape");
   if (values_argument.defined()) {
     check_like(op, "values", values_argument, "the input", like);
     check_shape(op, "values", values_argument, {nnz});
@@ -78,7 +80,8 @@ SparseOperand::SparseOperand(const char* op, const Tensor& values_argument, cons
   matrix.values = values.defined() ? values.const_data_ptr() : nullptr;
 }
 
-Operand::Operand(const char* op, const char* name, const OptionalTensor& argument, at::IntArrayRef shape, const Tensor& like) {
+Operand::Operand(const char* op, const char* name, const OptionalTensor& argument, at::IntArrayRef shape,
+                 const Tensor& like) {
   if (!argument || !argument->defined()) return;
   check_like(op, name, *argument, "the input", like);
   check_shape(op, name, *argument, shape);
@@ -90,7 +93,9 @@ Tensor zero_sums(bool wanted, at::IntArrayRef shape, const Tensor& like) {
   return at::zeros(shape, like.options().dtype(accumulator_type(check_dtype("sums", "like", like))));
 }
 
-void* mutable_data_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
+void* mutable_data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+}
 
 Tensor finished_sums(const Tensor& sums, const Tensor& like) {
   return sums.defined() ? sums.to(like.scalar_type()) : at::empty({0}, like.options());

@@ -1,5 +1,5 @@
-// What every op checks about its tensors, and how they become the plain pointers that kernels take. The only place where
-// arguments are validated: kernels trust them.
+// What every op checks about its tensors, and how they become the plain pointers that kernels take. The only
+// place where arguments are validated: kernels trust them.
 #pragma once
 
 #include <torch/library.h>
@@ -19,7 +19,8 @@ using OptionalTensor = std::optional<Tensor>;
 // Messages read "<op>: <argument>: expected ..., got ...".
 DType check_dtype(const char* op, const char* name, const Tensor& tensor);
 // The same dtype and device as `like`.
-void check_like(const char* op, const char* name, const Tensor& tensor, const char* like_name, const Tensor& like);
+void check_like(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                const Tensor& like);
 void check_shape(const char* op, const char* name, const Tensor& tensor, at::IntArrayRef shape);
 // 1 <= size <= the largest transform, for a matrix dimension.
 void check_size(const char* op, const char* name, int64_t size);
@@ -32,15 +33,18 @@ struct SparseOperand {
   Tensor values, index;  // keep the memory below alive
   SparseMatrix matrix;
 
-  SparseOperand(const char* op, const Tensor& values, const Tensor& index, int64_t m, int64_t n, const Tensor& like);
+  SparseOperand(const char* op, const Tensor& values, const Tensor& index, int64_t m, int64_t n,
+                const Tensor& like);
 };
 
-// A vector or scalar operand in the accumulator's type, contiguous; undefined and null where the argument is absent.
+// A vector or scalar operand in the accumulator's type, contiguous; undefined and null where the argument is
+// absent.
 struct Operand {
   Tensor tensor;
 
   Operand() = default;
-  Operand(const char* op, const char* name, const OptionalTensor& argument, at::IntArrayRef shape, const Tensor& like);
+  Operand(const char* op, const char* name, const OptionalTensor& argument, at::IntArrayRef shape,
+          const Tensor& like);
   const void* data() const { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 };
 

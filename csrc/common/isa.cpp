@@ -1,4 +1,5 @@
-// Choice of the instruction set at run time: asks the processor once, lets the environment or a test override.
+// Choice of the instruction set at run time: asks the processor once, lets the environment or a test
+// override.
 #include "common/isa.h"
 
 #include <atomic>
@@ -25,8 +26,8 @@ std::vector<Isa> available_isas() {
 #ifdef DCTPS_HAVE_X86_ISAS
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     isas.push_back(Isa::avx2);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       isas.push_back(Isa::avx512);
     }
   }
@@ -56,7 +57,8 @@ Isa isa_from_name(const std::string& name) {
     if (name == isa_name(isa)) return isa;
     known += (known.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  throw std::invalid_argument("DCTPS_ISA: expected one of " + known + " (what this processor runs), got '" + name + "'");
+  throw std::invalid_argument("DCTPS_ISA: expected one of " + known + " (what this processor runs), got '" +
+                              name + "'");
 }
 
 }  // namespace dctps

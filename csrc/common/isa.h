@@ -20,28 +20,28 @@ Isa isa_from_name(const std::string& name);  // throws std::invalid_argument, na
 
 }  // namespace dctps
 
-// A kernel entry point, compiled once per instruction set: declares all of them and a function of the same name that calls
-// the one in use.
+// A kernel entry point, compiled once per instruction set: declares all of them and a function of the same
+// name that calls the one in use.
 #ifdef DCTPS_HAVE_X86_ISAS
-#define DCTPS_CPU_KERNEL(name, Args)    \
-  namespace baseline {                  \
-  void name(const Args& args);          \
-  }                                     \
-  namespace avx2 {                      \
-  void name(const Args& args);          \
-  }                                     \
-  namespace avx512 {                    \
-  void name(const Args& args);          \
-  }                                     \
-  inline void name(const Args& args) {  \
-    switch (current_isa()) {            \
-      case Isa::avx512:                 \
-        return avx512::name(args);      \
-      case Isa::avx2:                   \
-        return avx2::name(args);        \
-      case Isa::baseline:               \
-        return baseline::name(args);    \
-    }                                   \
+#define DCTPS_CPU_KERNEL(name, Args)   \
+  namespace baseline {                 \
+  void name(const Args& args);         \
+  }                                    \
+  namespace avx2 {                     \
+  void name(const Args& args);         \
+  }                                    \
+  namespace avx512 {                   \
+  void name(const Args& args);         \
+  }                                    \
+  inline void name(const Args& args) { \
+    switch (current_isa()) {           \
+      case Isa::avx512:                \
+        return avx512::name(args);     \
+      case Isa::avx2:                  \
+        return avx2::name(args);       \
+      case Isa::baseline:              \
+        return baseline::name(args);   \
+    }                                  \
   }
 #else
 #define DCTPS_CPU_KERNEL(name, Args) \

@@ -1,4 +1,5 @@
-// Threads, in one place: inside torch its own thread pool runs the work, in the plain library std::thread does.
+// Threads, in one place: inside torch its own thread pool runs the work, in the plain library std::thread
+// does.
 #pragma once
 
 #include <atomic>
@@ -11,12 +12,13 @@ namespace dctps {
 // The number of threads that run_workers may use now.
 int max_workers();
 
-// Calls body(context, worker) for worker = 0 .. workers-1, on up to that many threads; fewer threads run several workers one
-// after the other.
+// Calls body(context, worker) for worker = 0 .. workers-1, on up to that many threads; fewer threads run
+// several workers one after the other.
 void run_workers(int workers, void (*body)(void* context, int worker), void* context);
 
-// Hands out the chunks 0 .. count-1 to the threads, in rising order, to whoever is free. make_worker() is called once on
-// each thread and returns what is then called with a chunk's number: that is where a thread keeps its scratch memory.
+// Hands out the chunks 0 .. count-1 to the threads, in rising order, to whoever is free. make_worker() is
+// called once on each thread and returns what is then called with a chunk's number: that is where a thread
+// keeps its scratch memory.
 template <class MakeWorker>
 void parallel_chunks(int64_t count, const MakeWorker& make_worker) {
   struct Shared {
@@ -31,7 +33,8 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker) {
       [](void* context, int) {
         auto& state = *static_cast<Shared*>(context);
         if (state.next.load(std::memory_order_relaxed) >= state.count) return;
-        auto worker = state.make_worker();  // before a chunk is taken: if this throws, nobody waits for that chunk
+        auto worker =
+            state.make_worker();  // before a chunk is taken: if this throws, nobody waits for that chunk
         for (;;) {
           const int64_t chunk = state.next.fetch_add(1, std::memory_order_relaxed);
           if (chunk >= state.count) return;
@@ -41,9 +44,10 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker) {
       &shared);
 }
 
-// Lets the chunks of parallel_chunks add to shared sums in the order of their numbers, so that the sums have the same bits
-// whatever the number of threads. The sums are split into sections that chunks pass one behind the other, like a wave. It
-// cannot deadlock: chunks are handed out in order, so the chunk waited for is always already running.
+// Lets the chunks of parallel_chunks add to shared sums in the order of their numbers, so that the sums have
+// the same bits whatever the number of threads. The sums are split into sections that chunks pass one behind
+// the other, like a wave. It cannot deadlock: chunks are handed out in order, so the chunk waited for is
+// always already running.
 class OrderedSections {
  public:
   explicit OrderedSections(int count) : turns_(new Turn[count]), count_(count) {}

@@ -1,4 +1,5 @@
-// common/parallel.h on std::thread, for the library that CMake builds without torch. DCTPS_NUM_THREADS sets their number.
+// common/parallel.h on std::thread, for the library that CMake builds without torch. DCTPS_NUM_THREADS sets
+// their number.
 #include <cstdlib>
 #include <thread>
 #include <vector>

@@ -1,5 +1,5 @@
-// One vector of accumulators, in the width of the instruction set this file is compiled for, and its moves: conversion on
-// load and store, transposition of a square of vectors, sums over lanes.
+// One vector of accumulators, in the width of the instruction set this file is compiled for, and its moves:
+// conversion on load and store, transposition of a square of vectors, sums over lanes.
 #pragma once
 
 #include <utility>
@@ -79,15 +79,18 @@ template <>
 DCTPS_INLINE void store<BFloat16>(BFloat16* to, Vec<float> value) {
   const Bits32 wide = Bits32(value), nan = Bits32(value != value);
   const Bits32 rounded = wide + 0x7fffu + ((wide >> 16) & 1u);
-  const Bits16 narrow = __builtin_convertvector(((rounded & ~nan) | ((wide | 0x400000u) & nan)) >> 16, Bits16);
+  const Bits16 narrow =
+      __builtin_convertvector(((rounded & ~nan) | ((wide | 0x400000u) & nan)) >> 16, Bits16);
   __builtin_memcpy(to, &narrow, sizeof(narrow));
 }
 
-// The processor's own float16 conversions, where it has them. (maskz: GCC 12 warns about the plain AVX-512 form's "undefined".)
+// The processor's own float16 conversions, where it has them. (maskz: GCC 12 warns about the plain AVX-512
+// form's "undefined".)
 #if defined(__AVX512F__)
 template <>
 DCTPS_INLINE Vec<float> load<Half>(const Half* from) {
-  return Vec<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  return Vec<float>(
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 }
 template <>
 DCTPS_INLINE void store<Half>(Half* to, Vec<float> value) {

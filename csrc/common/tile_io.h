@@ -1,4 +1,5 @@
-// Tiles between memory and vectors: kLanes rows of any layout are loaded side by side, one per lane, and stored back.
+// Tiles between memory and vectors: kLanes rows of any layout are loaded side by side, one per lane, and
+// stored back.
 #pragma once
 
 #include "common/simd.h"
@@ -6,7 +7,8 @@
 namespace dctps {
 namespace DCTPS_ISA {
 
-// Where the lanes of a tile live: lane l's element i is lane[l][i * stride]. A null lane reads as zeros and is never written.
+// Where the lanes of a tile live: lane l's element i is lane[l][i * stride]. A null lane reads as zeros and
+// is never written.
 template <class E>
 struct Lanes {
   E* lane[kLanes<Accumulator<E>>];
@@ -54,7 +56,8 @@ void load_tile(const Lanes<const E>& from, int64_t count, Vec<Accumulator<E>>* t
   }
 }
 
-// Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites square.
+// Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites
+// square.
 template <class E>
 DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
                                Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {

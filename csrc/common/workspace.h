@@ -1,4 +1,5 @@
-// Scratch memory of a thread: kept between calls, because fresh pages cost more than the work on a small batch.
+// Scratch memory of a thread: kept between calls, because fresh pages cost more than the work on a small
+// batch.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +7,8 @@
 
 namespace dctps {
 
-// At least `bytes` bytes, 64-byte aligned, uninitialised, owned by the calling thread and valid until its next call.
+// At least `bytes` bytes, 64-byte aligned, uninitialised, owned by the calling thread and valid until its
+// next call.
 void* thread_workspace(size_t bytes);
 
 // Bytes that all threads hold together, and the most they held since reset_workspace_peak().

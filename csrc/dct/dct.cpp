@@ -10,7 +10,8 @@ const Tensor& one(at::ScalarType type) {
 }
 
 void check(const char* op, const char* name, const Tensor& tensor, const char* size_name, int64_t size) {
-  TORCH_CHECK_VALUE(tensor.dim() >= 1, op, ": ", name, ": expected at least one dimension, got a 0-dimensional tensor");
+  TORCH_CHECK_VALUE(tensor.dim() >= 1, op, ": ", name,
+                    ": expected at least one dimension, got a 0-dimensional tensor");
   check_size(op, (std::string(name) + "'s last dimension").c_str(), tensor.size(-1));
   check_size(op, size_name, size);
 }

@@ -1,4 +1,5 @@
-// The DCT of a tile: kLanes rows side by side, one per SIMD lane, so that every step of a plan is a plain vector operation.
+// The DCT of a tile: kLanes rows side by side, one per SIMD lane, so that every step of a plan is a plain
+// vector operation.
 #pragma once
 
 #include "common/simd.h"
@@ -7,7 +8,8 @@
 namespace dctps {
 namespace DCTPS_ISA {
 
-// ---- small DFTs, in registers: X[s] = sum_k x[k] e^(-2 pi i k s / R). The inverse is the same with re and im swapped.
+// ---- small DFTs, in registers: X[s] = sum_k x[k] e^(-2 pi i k s / R). The inverse is the same with re and
+// im swapped.
 
 template <class V>
 DCTPS_INLINE void dft2(V& ar, V& ai, V& br, V& bi) {
@@ -23,7 +25,7 @@ DCTPS_INLINE void dft4(V& ar, V& ai, V& br, V& bi, V& cr, V& ci, V& dr, V& di) {
   dft2(ar, ai, cr, ci);
   dft2(br, bi, dr, di);
   const V er = dr, ei = di;
-  dft2(ar, ai, br, bi);      // 0 in a, 2 in b
+  dft2(ar, ai, br, bi);        // 0 in a, 2 in b
   dr = cr - ei, di = ci + er;  // 3: c + i e
   cr = cr + ei, ci = ci - er;  // 1: c - i e
   // now a=0, b=2, c=1, d=3: put them in order
@@ -121,7 +123,9 @@ class TileTransform {
       run<true>(plan_.root, work, 1, nullptr);
     }
   }
-  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return combine(plan_.adjoint_finish[size_t(i)], work); }
+  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const {
+    return combine(plan_.adjoint_finish[size_t(i)], work);
+  }
 
  private:
   static DCTPS_INLINE V combine(const Combine<A>& term, const V* from) {
@@ -135,7 +139,8 @@ class TileTransform {
   // Convolution with the kernel whose spectrum the plan holds; sign = -1 takes the conjugate spectrum.
   void convolve(V* work, A sign) const {
     run<false>(plan_.root, work, 1, nullptr);
-    for (int s = 0; s < plan_.work_size;) {  // the passes end in pairs: one real part, then its imaginary part
+    for (int s = 0;
+         s < plan_.work_size;) {  // the passes end in pairs: one real part, then its imaginary part
       const A re = plan_.spectrum[size_t(s)], im = plan_.spectrum[size_t(s + 1)] * sign;
       const V r = work[s] * re - work[s + 1] * im;
       work[s + 1] = work[s] * im + work[s + 1] * re;
@@ -145,8 +150,9 @@ class TileTransform {
     run<true>(plan_.root, work, 1, nullptr);
   }
 
-  // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a sub-transform is
-  // finished while it is in the nearest cache. The adjoint visits the passes in the reverse order.
+  // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
+  // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
+  // order.
   template <bool Adjoint>
   void run(int number, V* work, int blocks, const V* input) const {
     if (number < 0) return;
@@ -160,8 +166,8 @@ class TileTransform {
     for (int b = 0; b < blocks; ++b, work += size) {
       if (!Adjoint) apply<Adjoint>(pass, work, 1, input);
       run<Adjoint>(pass.real_child, work, pass.real_children, nullptr);
-      run<Adjoint>(pass.complex_child, work + int64_t(pass.real_children) * pass.real_child_length, pass.complex_children,
-                   nullptr);
+      run<Adjoint>(pass.complex_child, work + int64_t(pass.real_children) * pass.real_child_length,
+                   pass.complex_children, nullptr);
       if (Adjoint) apply<Adjoint>(pass, work, 1, nullptr);
     }
   }
@@ -263,8 +269,8 @@ class TileTransform {
     }
   }
 
-  // A pass over real data. Its values and results take the same places j + k m: for radix 8 the two of the real child, then
-  // re and im of the children of frequency 1, 2, 3; and so on, see plan.h.
+  // A pass over real data. Its values and results take the same places j + k m: for radix 8 the two of the
+  // real child, then re and im of the children of frequency 1, 2, 3; and so on, see plan.h.
   template <bool Adjoint, int R, class Read>
   static void real_pass(const Pass<A>& pass, V* work, int blocks, const Read& read) {
     [[maybe_unused]] constexpr A h = A(0.70710678118654752440);

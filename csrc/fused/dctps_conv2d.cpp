@@ -28,10 +28,11 @@ struct Convolution {
   int64_t m, n, out_height, out_width;
   at::MemoryFormat format;  // x's, which the outputs take
 
-  Convolution(const char* op, const Tensor& x, int64_t out_channels, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups)
+  Convolution(const char* op, const Tensor& x, int64_t out_channels, at::IntArrayRef kernel_size,
+              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups)
       : m(out_channels), format(x.suggest_memory_format()) {
-    TORCH_CHECK_VALUE(x.dim() == 4, op, ": x: expected 4 dimensions [batch, channels, height, width], got shape ", x.sizes());
+    TORCH_CHECK_VALUE(x.dim() == 4, op,
+                      ": x: expected 4 dimensions [batch, channels, height, width], got shape ", x.sizes());
     auto check_pair = [&](const char* name, at::IntArrayRef pair, int64_t least) {
       TORCH_CHECK_VALUE(pair.size() == 2 && pair[0] >= least && pair[1] >= least, op, ": ", name,
                         ": expected two integers of at least ", least, ", got ", pair);
@@ -41,14 +42,16 @@ struct Convolution {
     check_pair("padding", padding, 0);
     check_pair("dilation", dilation, 1);
     TORCH_CHECK_VALUE(groups >= 1 && x.size(1) % groups == 0 && out_channels % groups == 0, op,
-                      ": groups: expected a divisor of the input channels, ", x.size(1), ", and the output channels, ",
-                      out_channels, ", got ", groups);
+                      ": groups: expected a divisor of the input channels, ", x.size(1),
+                      ", and the output channels, ", out_channels, ", got ", groups);
     n = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
     geometry = {kernel_size[0], kernel_size[1], stride[0],   stride[1], padding[0],
                 padding[1],     dilation[0],    dilation[1], groups};
     auto output_size = [&](int d) {
-      const int64_t span = x.size(2 + d) + 2 * padding[size_t(d)] - dilation[size_t(d)] * (kernel_size[size_t(d)] - 1) - 1;
-      TORCH_CHECK_VALUE(span >= 0, op, ": x: expected a padded input at least as large as the kernel, got input ", x.sizes(),
+      const int64_t span =
+          x.size(2 + d) + 2 * padding[size_t(d)] - dilation[size_t(d)] * (kernel_size[size_t(d)] - 1) - 1;
+      TORCH_CHECK_VALUE(span >= 0, op,
+                        ": x: expected a padded input at least as large as the kernel, got input ", x.sizes(),
                         ", kernel_size ", kernel_size, ", dilation ", dilation, ", padding ", padding);
       return span / stride[size_t(d)] + 1;
     };
@@ -59,9 +62,10 @@ struct Convolution {
 
 }  // namespace
 
-Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
-                        const OptionalTensor& bias, int64_t out_channels, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& index,
+                        const OptionalTensor& alpha, const OptionalTensor& bias, int64_t out_channels,
+                        at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                        at::IntArrayRef dilation, int64_t groups) {
   const char* op = "dctps_conv2d";
   const DType dtype = check_dtype(op, "x", x);
   const Convolution conv(op, x, out_channels, kernel_size, stride, padding, dilation, groups);
@@ -93,7 +97,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
   const auto [wants_dx, wants_dvalues, wants_dalpha, wants_dbias] = output_mask;
 
-  const Tensor dx = wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
+  const Tensor dx =
+      wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
   const Tensor dvalues = zero_sums(wants_dvalues, {s.matrix.nnz}, dy);
   const Tensor dalpha = zero_sums(wants_dalpha && alpha_operand.data(), {}, dy);
   const Tensor dbias = zero_sums(wants_dbias, {conv.m}, dy);

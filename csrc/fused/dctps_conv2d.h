@@ -14,22 +14,25 @@ struct Images {
   int64_t image_stride = 0, row_stride = 0, column_stride = 0, channel_stride = 0;
 };
 
-// A patch is flattened in the order (kernel row, kernel column, channel of the group): n = kernel_height * kernel_width * C/groups.
+// A patch is flattened in the order (kernel row, kernel column, channel of the group): n = kernel_height *
+// kernel_width * C/groups.
 struct ConvGeometry {
-  int64_t kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, groups;
+  int64_t kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
+      groups;
 };
 
 struct Conv2dForwardArgs {
   DType dtype;
   int64_t batch;
   ConvGeometry geometry;
-  Images x = {}, y = {};                  // of dtype; y.channels = m
+  Images x = {}, y = {};        // of dtype; y.channels = m
   const void* alpha = nullptr;  // [1], accumulator type; null: no DCT part
-  SparseMatrix s = {};               // [m x n]
+  SparseMatrix s = {};          // [m x n]
   const void* bias = nullptr;   // [m], accumulator type; may be null
 };
 
-// Null outputs are not computed. The sums dvalues, dalpha, dbias are in the accumulator's type and must come in as zeros.
+// Null outputs are not computed. The sums dvalues, dalpha, dbias are in the accumulator's type and must come
+// in as zeros.
 struct Conv2dBackwardArgs {
   DType dtype;
   int64_t batch;

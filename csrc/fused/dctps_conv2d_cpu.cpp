@@ -1,5 +1,5 @@
-// The fused convolution on CPU: a tile of kLanes output pixels at a time, its patches gathered into fast memory, transformed,
-// multiplied by the sparse part and stored; no im2col matrix.
+// The fused convolution on CPU: a tile of kLanes output pixels at a time, its patches gathered into fast
+// memory, transformed, multiplied by the sparse part and stored; no im2col matrix.
 #include "fused/dctps_conv2d.h"
 
 #include "common/parallel.h"
@@ -50,8 +50,8 @@ void forward(const Conv2dForwardArgs& args) {
       const SparseMatrix& s = args.s;
       const PixelTile<A> tile(chunk * L, pixels, args.y.height, args.y.width);
       for (int64_t group = 0; group < args.geometry.groups; ++group) {
-        tile.template load_patches<E>(args.geometry, args.x, group * shape.channels_per_group, shape.channels_per_group,
-                                      patches);
+        tile.template load_patches<E>(args.geometry, args.x, group * shape.channels_per_group,
+                                      shape.channels_per_group, patches);
         const int64_t first = group * shape.filters_per_group;
         const Lanes<E> y = tile.template outputs<E>(args.y, first);
         auto sparse_and_bias = [&](int64_t k, V value) {
@@ -65,15 +65,16 @@ void forward(const Conv2dForwardArgs& args) {
             return sparse_and_bias(first + k, transform.finish(work, first + k) * shape.alpha);
           });
         } else {
-          store_tile<E>(y, shape.filters_per_group, [&](int64_t k) { return sparse_and_bias(first + k, V{}); });
+          store_tile<E>(y, shape.filters_per_group,
+                        [&](int64_t k) { return sparse_and_bias(first + k, V{}); });
         }
       }
     };
   });
 }
 
-// Images are dealt out in units of whole images with at least this many output pixels: a unit has the sums of its dx to
-// itself. The unit depends on the shape alone, never on the number of threads.
+// Images are dealt out in units of whole images with at least this many output pixels: a unit has the sums of
+// its dx to itself. The unit depends on the shape alone, never on the number of threads.
 constexpr int64_t kPixelsPerUnit = 64;
 
 // Scratch memory of a thread for the backward pass.
@@ -81,14 +82,15 @@ template <class A>
 struct Scratch {
   using V = Vec<A>;
   V *dy, *patches, *work;
-  A *rows, *dx, *dvalues, *dbias;  // rows: the patches' gradients, lane by lane; dx: channels-last sums of a unit
+  A *rows, *dx, *dvalues,
+      *dbias;  // rows: the patches' gradients, lane by lane; dx: channels-last sums of a unit
 
   template <class E>
   Scratch(const Shape<E>& shape, int64_t nnz, int64_t dx_size) {
     const int64_t vectors = 2 * shape.q + shape.work_size();
     const int64_t row_values = kLanes<A> * shape.n;
-    dy = static_cast<V*>(
-        thread_workspace(size_t(vectors) * sizeof(V) + size_t(row_values + dx_size + nnz + shape.m) * sizeof(A)));
+    dy = static_cast<V*>(thread_workspace(size_t(vectors) * sizeof(V) +
+                                          size_t(row_values + dx_size + nnz + shape.m) * sizeof(A)));
     patches = dy + shape.q;
     work = patches + shape.q;
     rows = reinterpret_cast<A*>(dy + vectors);
@@ -136,7 +138,8 @@ void backward(const Conv2dBackwardArgs& args) {
     const Scratch<A> scratch(shape, dvalues ? s.nnz : 0, dx_size);
     return [&, scratch](int64_t unit) {
       const int64_t first_image = unit * images_per_unit;
-      const int64_t images = args.batch - first_image < images_per_unit ? args.batch - first_image : images_per_unit;
+      const int64_t images =
+          args.batch - first_image < images_per_unit ? args.batch - first_image : images_per_unit;
       for (int64_t i = 0; i < dx_size; ++i) scratch.dx[i] = A(0);
       if (dvalues) std::memset(scratch.dvalues, 0, size_t(s.nnz) * sizeof(A));
       if (dbias) std::memset(scratch.dbias, 0, size_t(shape.m) * sizeof(A));
@@ -152,9 +155,11 @@ void backward(const Conv2dBackwardArgs& args) {
           for (int64_t k = 0; k < shape.q; ++k) {
             if (k < first || k >= last) scratch.dy[k] = V{};
           }
-          load_tile<E>(tile.template outputs<const E>(args.dy, first), shape.filters_per_group, scratch.dy + first);
+          load_tile<E>(tile.template outputs<const E>(args.dy, first), shape.filters_per_group,
+                       scratch.dy + first);
           if (dvalues || dalpha) {
-            tile.template load_patches<E>(args.geometry, args.x, channel, shape.channels_per_group, scratch.patches);
+            tile.template load_patches<E>(args.geometry, args.x, channel, shape.channels_per_group,
+                                          scratch.patches);
           }
 
           Lanes<A> rows;
@@ -176,10 +181,12 @@ void backward(const Conv2dBackwardArgs& args) {
             store_tile<A>(rows, shape.n, sparse_part);
           }
           if (wants_dx) {
-            tile.add_patches(args.geometry, args.x, first_image, channel, shape.channels_per_group, scratch.rows, scratch.dx);
+            tile.add_patches(args.geometry, args.x, first_image, channel, shape.channels_per_group,
+                             scratch.rows, scratch.dx);
           }
           if (dvalues) {
-            add_sampled_products<A>(s, s.crow[first], s.crow[last], scratch.dy, scratch.patches, scratch.dvalues);
+            add_sampled_products<A>(s, s.crow[first], s.crow[last], scratch.dy, scratch.patches,
+                                    scratch.dvalues);
           }
           if (dbias) add_lane_sums<A>(scratch.dy + first, shape.filters_per_group, scratch.dbias + first);
         }

@@ -5,8 +5,8 @@
 
 namespace dctps {
 
-Tensor dctps_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
-                        const OptionalTensor& bias, int64_t m, int64_t n) {
+Tensor dctps_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& index,
+                        const OptionalTensor& alpha, const OptionalTensor& bias, int64_t m, int64_t n) {
   const char* op = "dctps_linear";
   const DType dtype = check_dtype(op, "x", x);
   check_last_dimension(op, "x", x, n);
@@ -26,9 +26,9 @@ Tensor dctps_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& values,
-                                                                     const Tensor& index, const OptionalTensor& alpha,
-                                                                     int64_t m, int64_t n, std::array<bool, 4> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(
+    const Tensor& dy, const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
+    int64_t m, int64_t n, std::array<bool, 4> output_mask) {
   const char* op = "dctps_linear_backward";
   const DType dtype = check_dtype(op, "dy", dy);
   check_like(op, "x", x, "dy", dy);

@@ -1,5 +1,5 @@
-// Arguments of the fused linear layer y = alpha D x + S x + b and of its backward pass; each part may be left out, so that
-// dct, idct, sparse_linear, its transpose and the SDDMM are the same two kernels.
+// Arguments of the fused linear layer y = alpha D x + S x + b and of its backward pass; each part may be left
+// out, so that dct, idct, sparse_linear, its transpose and the SDDMM are the same two kernels.
 #pragma once
 
 #include "common/isa.h"
@@ -19,14 +19,15 @@ struct LinearForwardArgs {
   DType dtype;
   int64_t rows;                 // batch
   int64_t m, n;                 // y has m columns, x has n
-  Rows x = {}, y = {};                    // of dtype
+  Rows x = {}, y = {};          // of dtype
   const void* alpha = nullptr;  // [1], accumulator type; null: no DCT part
-  SparseMatrix s = {};               // nnz = 0: no sparse part
+  SparseMatrix s = {};          // nnz = 0: no sparse part
   const void* bias = nullptr;   // [m], accumulator type; may be null
 };
 
-// dx[b] = alpha D^T dy[b] + S^T dy[b];  dvalues[t] = sum_b dy[b, row t] x[b, col t];  dalpha = sum_b <D^T dy[b], x[b]>;
-// dbias = sum_b dy[b]. Null outputs are not computed. The sums are in the accumulator's type and must come in as zeros.
+// dx[b] = alpha D^T dy[b] + S^T dy[b];  dvalues[t] = sum_b dy[b, row t] x[b, col t];  dalpha = sum_b <D^T
+// dy[b], x[b]>; dbias = sum_b dy[b]. Null outputs are not computed. The sums are in the accumulator's type
+// and must come in as zeros.
 struct LinearBackwardArgs {
   DType dtype;
   int64_t rows;

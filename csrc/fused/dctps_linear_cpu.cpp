@@ -115,7 +115,8 @@ void backward(const LinearBackwardArgs& args) {
       for (int part = 0; part < value_sections; ++part) {
         // Boundaries at multiples of L, so that a section never splits one vector of sums.
         const int64_t blocks = (s.nnz + L - 1) / L;
-        const int64_t begin = part * blocks / value_sections * L, end = (part + 1) * blocks / value_sections * L;
+        const int64_t begin = part * blocks / value_sections * L,
+                      end = (part + 1) * blocks / value_sections * L;
         sections.in_turn(part, tile, [&] {
           add_sampled_products<A>(s, begin, end < s.nnz ? end : s.nnz, dy, x, dvalues);
         });

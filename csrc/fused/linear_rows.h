@@ -6,14 +6,16 @@
 
 namespace dctps {
 
-// Keeps alive what `view` points to: the tensor itself, or a copy where its leading dimensions have no common stride.
+// Keeps alive what `view` points to: the tensor itself, or a copy where its leading dimensions have no common
+// stride.
 struct RowsOperand {
   Tensor matrix;  // [rows, size]
   Rows view;
 
   explicit RowsOperand(const Tensor& tensor)
       : matrix(tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.reshape({-1, tensor.size(-1)})) {
-    view = {matrix.numel() ? const_cast<void*>(matrix.const_data_ptr()) : nullptr, matrix.stride(0), matrix.stride(1)};
+    view = {matrix.numel() ? const_cast<void*>(matrix.const_data_ptr()) : nullptr, matrix.stride(0),
+            matrix.stride(1)};
   }
   int64_t rows() const { return matrix.size(0); }
 };

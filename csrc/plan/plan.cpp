@@ -1,4 +1,5 @@
-// Makes and caches the plans of plan.h: picks radices or Bluestein by counted vector operations, fills the tables.
+// Makes and caches the plans of plan.h: picks radices or Bluestein by counted vector operations, fills the
+// tables.
 #include "plan/plan.h"
 
 #include <algorithm>
@@ -45,7 +46,8 @@ int largest_odd_prime(int64_t n) {
   return int(std::max(n, largest));
 }
 
-// A large odd radix comes first, where the data is still real or long; radix 8 last, where it needs no twiddles.
+// A large odd radix comes first, where the data is still real or long; radix 8 last, where it needs no
+// twiddles.
 int complex_radix(int64_t n) {
   const int odd = largest_odd_prime(n);
   if (odd > 1) return odd;
@@ -171,7 +173,8 @@ class Builder {
     return numbers_[key] = int(plan_.passes.size()) - 1;
   }
 
-  // Records where the transform at `base`, pass `number`, leaves the frequencies offset + stride * t (mod total).
+  // Records where the transform at `base`, pass `number`, leaves the frequencies offset + stride * t (mod
+  // total).
   void place(int number, bool is_complex, int64_t base, int64_t offset, int64_t stride, int64_t total,
              std::vector<Place>& places) const {
     if (number < 0) {  // length 1
@@ -182,7 +185,8 @@ class Builder {
     const int64_t m = pass.columns, r = pass.radix;
     if (is_complex) {
       for (int64_t s = 0; s < r; ++s) {
-        place(pass.complex_child, true, base + 2 * m * s, (offset + stride * s) % total, stride * r % total, total, places);
+        place(pass.complex_child, true, base + 2 * m * s, (offset + stride * s) % total, stride * r % total,
+              total, places);
       }
       return;
     }
@@ -190,13 +194,13 @@ class Builder {
     for (int child = 0; child < pass.real_children; ++child) {
       // Radix 2: the second child has the frequencies 2t + m; it is the FFT of (x[j] - x[j+m]) (-1)^j.
       const int64_t shift = child * m;
-      place(pass.real_child, false, base + child * int64_t(pass.real_child_length), (offset + stride * shift) % total,
-            stride * step % total, total, places);
+      place(pass.real_child, false, base + child * int64_t(pass.real_child_length),
+            (offset + stride * shift) % total, stride * step % total, total, places);
     }
     const int64_t complex_base = base + int64_t(pass.real_children) * pass.real_child_length;
     for (int64_t s = 1; s <= pass.complex_children; ++s) {
-      place(pass.complex_child, true, complex_base + 2 * m * (s - 1), (offset + stride * s) % total, stride * r % total,
-            total, places);
+      place(pass.complex_child, true, complex_base + 2 * m * (s - 1), (offset + stride * s) % total,
+            stride * r % total, total, places);
     }
   }
 
@@ -279,7 +283,8 @@ std::vector<Complex> small_prime_fft(const std::vector<Complex>& x) {
   return result;
 }
 
-// y[k] = c_k Re( w(k^2 + k) sum_i (x[i] w(i^2)) conj(w((k-i)^2)) ),  w(t) = e^(-i pi t / 2q): a convolution of length M >= 2q-1.
+// y[k] = c_k Re( w(k^2 + k) sum_i (x[i] w(i^2)) conj(w((k-i)^2)) ),  w(t) = e^(-i pi t / 2q): a convolution
+// of length M >= 2q-1.
 template <class A>
 void build_bluestein_plan(Plan<A>& plan) {
   const int64_t q = plan.length;
@@ -350,8 +355,8 @@ int64_t vector_bytes(const std::vector<T>& values) {
 
 template <class A>
 int64_t Plan<A>::bytes() const {
-  int64_t total = vector_bytes(order) + vector_bytes(finish) + vector_bytes(adjoint_start) + vector_bytes(adjoint_finish) +
-                  vector_bytes(start) + vector_bytes(spectrum);
+  int64_t total = vector_bytes(order) + vector_bytes(finish) + vector_bytes(adjoint_start) +
+                  vector_bytes(adjoint_finish) + vector_bytes(start) + vector_bytes(spectrum);
   for (const auto& pass : passes) total += vector_bytes(pass.twiddles) + vector_bytes(pass.rotations);
   return total;
 }

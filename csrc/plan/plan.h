@@ -1,14 +1,16 @@
-// The plan of a DCT of one length: radices, twiddles and index tables, made once in double precision and shared by every
-// kernel and both directions.
+// The plan of a DCT of one length: radices, twiddles and index tables, made once in double precision and
+// shared by every kernel and both directions.
 //
-// DCT-II of length q by Makhoul: v[j] = x[2j], v[q-1-j] = x[2j+1]; V = FFT(v), real input; y[k] = c_k Re(e^(-i pi k/2q) V[k]).
-// The FFT of real input is a tree of decimation-in-frequency passes, in place on q values:
+// DCT-II of length q by Makhoul: v[j] = x[2j], v[q-1-j] = x[2j+1]; V = FFT(v), real input;
+// y[k] = c_k Re(e^(-i pi k/2q) V[k]). The FFT of real input is a tree of decimation-in-frequency passes, in place on q
+// values:
 //     real(n)    -> radix 8: real(n/4) + 3 complex(n/8)      radix 4: real(n/2) + complex(n/4)
 //                   radix 2 (n/2 odd): 2 real(n/2)            odd r:   real(n/r) + (r-1)/2 complex(n/r)
 //     complex(n) -> r complex(n/r)
-// Only one of each conjugate pair V[k], V[q-k] is ever computed. The results stay where the passes leave them; `finish` knows
-// the place. The adjoint (DCT-III) runs the transposed steps in reverse order on the same tables.
-// Lengths for which that costs too much (a large prime factor) use Bluestein's convolution instead.
+// Only one of each conjugate pair V[k], V[q-k] is ever computed. The results stay where the passes leave
+// them; `finish` knows the place. The adjoint (DCT-III) runs the transposed steps in reverse order on the
+// same tables. Lengths for which that costs too much (a large prime factor) use Bluestein's convolution
+// instead.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +28,9 @@ struct Combine {
 
 constexpr int kMaxRadix = 127;
 
-// One pass over one sub-transform of length radix * columns. Layout from its base: a real one holds `length` values, a complex
-// one its real parts, then its imaginary parts. Output: the real children, then the complex ones, each contiguous.
+// One pass over one sub-transform of length radix * columns. Layout from its base: a real one holds `length`
+// values, a complex one its real parts, then its imaginary parts. Output: the real children, then the complex
+// ones, each contiguous.
 template <class A>
 struct Pass {
   bool is_complex;
@@ -37,8 +40,8 @@ struct Pass {
   int real_child_length;
   int complex_children;
   int real_child = -1, complex_child = -1;  // numbers of their passes in Plan::passes, -1 for length 1
-  std::vector<A> twiddles;                  // [columns][complex_children (less the first, if is_complex)] {cos, sin}
-  std::vector<A> rotations;                 // odd radix, h = (radix-1)/2: [h][h] cos, then [h][h] sin of 2 pi k s / radix
+  std::vector<A> twiddles;   // [columns][complex_children (less the first, if is_complex)] {cos, sin}
+  std::vector<A> rotations;  // odd radix, h = (radix-1)/2: [h][h] cos, then [h][h] sin of 2 pi k s / radix
 
   int length() const { return radix * columns; }
 };
@@ -51,7 +54,8 @@ struct Plan {
   int root = -1;  // number of the first pass, -1 where there is none (q = 1)
 
   // Forward: the first pass reads input order[j] as its value j, and y[k] = finish[k] of the working tile.
-  // Adjoint: working value p = adjoint_start[p] of the input, and x[i] = adjoint_finish[i] of the working tile.
+  // Adjoint: working value p = adjoint_start[p] of the input, and x[i] = adjoint_finish[i] of the working
+  // tile.
   std::vector<int32_t> order;
   std::vector<Combine<A>> finish;          // [q]
   std::vector<Combine<A>> adjoint_start;   // [work_size]
@@ -59,7 +63,7 @@ struct Plan {
 
   // Bluestein only: a complex(M) convolution between start and finish. Empty otherwise.
   std::vector<Combine<A>> start;  // [work_size]
-  std::vector<A> spectrum;        // [2M]: real parts, imaginary parts, in the order the passes leave frequencies in
+  std::vector<A> spectrum;  // [2M]: real parts, imaginary parts, in the order the passes leave frequencies in
 
   bool is_bluestein() const { return !spectrum.empty(); }
   int64_t bytes() const;

@@ -1,4 +1,5 @@
-// The sparse matrix S of a layer: a fixed support in compressed rows and, for the transpose, in compressed columns.
+// The sparse matrix S of a layer: a fixed support in compressed rows and, for the transpose, in compressed
+// columns.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,8 @@ Tensor sparse_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& in
   return y;
 }
 
-Tensor sparse_linear_transposed_cpu(const Tensor& v, const Tensor& values, const Tensor& index, int64_t m, int64_t n) {
+Tensor sparse_linear_transposed_cpu(const Tensor& v, const Tensor& values, const Tensor& index, int64_t m,
+                                    int64_t n) {
   const char* op = "sparse_linear_transposed";
   const DType dtype = check_dtype(op, "v", v);
   check_last_dimension(op, "v", v, m);

@@ -1,5 +1,5 @@
-// Sparse products of a tile: one row of S, or of its transpose, times kLanes vectors at once; and the sampled dense-dense
-// product that is the gradient of S's values.
+// Sparse products of a tile: one row of S, or of its transpose, times kLanes vectors at once; and the sampled
+// dense-dense product that is the gradient of S's values.
 #pragma once
 
 #include "common/parallel.h"
@@ -44,7 +44,8 @@ DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, int64_t c, const Vec<A>
 
 // dvalues[t] += sum over lanes of v[row t] x[col t], for the entries begin <= t < end.
 template <class A>
-void add_sampled_products(const SparseMatrix& s, int64_t begin, int64_t end, const Vec<A>* v, const Vec<A>* x, A* dvalues) {
+void add_sampled_products(const SparseMatrix& s, int64_t begin, int64_t end, const Vec<A>* v, const Vec<A>* x,
+                          A* dvalues) {
   constexpr int L = kLanes<A>;
   if (begin >= end) return;
   int64_t r = 0;  // the row of entry `begin`: the last with crow[r] <= begin

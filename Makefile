@@ -1,0 +1,114 @@
+# The commands of this repository: `make demo`, `make test`; `make help` lists them all.
+# Needs Python >= 3.10, a C++ compiler and make. The rest goes into .venv, which sees the system's packages,
+# so a torch that is already there is used. Builds again only what changed.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BUILD_DIR ?= build/cpp-test
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help venv build lint format cpp-test test demo clean FORCE
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -q
+NEED_CXX := $$CXX --version >/dev/null 2>&1 || { echo "No C++ compiler: '$$CXX' does not run." \
+  "Debian, Ubuntu: apt install g++. Fedora: dnf install gcc-c++. Or name one: make CXX=..."; exit 1; }
+SAY := @printf '== %s\n'
+SAY_FORMAT := echo '`make format` lays it out'; exit 1
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export CXX := $(if $(filter-out default undefined,$(origin CXX)),$(CXX),c++)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The pinned formatters, from pyproject.toml: linting needs these and no build.
+FORMATTERS := $(shell sed -n 's/^ *"\(ruff==[^"]*\|clang-format==[^"]*\)".*/\1/p' pyproject.toml)
+CPP_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# What the extension is made of: a change here builds again, and so does a change of torch.
+BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f -o -type d)
+
+help:
+	@echo 'make demo      DCTpS against dense and sparse layers: a table, a plot, a training run'
+	@echo 'make test      lint, C++ tests, Python tests: what CI runs'
+	@echo 'make build     .venv with everything installed, the C++ extension built in place'
+	@echo 'make lint      check formatting and style            make format    apply them'
+	@echo 'make cpp-test  the C++ library and its tests         make clean     remove .venv and what was built'
+	@echo
+	@echo 'PYTHON=$(PYTHON)  the Python to use'
+	@echo 'TORCH="$(TORCH)"  what is installed where Python has none; without a GPU, the CPU build is smaller:'
+	@echo '      make demo TORCH="$(TORCH) --index-url https://download.pytorch.org/whl/cpu"'
+	@echo 'MAX_JOBS, CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, DCTPS_FORCE_CUDA=1, DCTPS_FORCE_CPU=1: see setup.py'
+
+venv: $(VENV)/stamp-venv
+$(VENV)/stamp-venv:
+	@rm -rf $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed, and '$(PYTHON)' is not one. Name another: make PYTHON=..."; exit 1; }
+	$(SAY) 'creating .venv (--system-site-packages)'
+	@$(PYTHON) -m venv --system-site-packages $(VENV) || { rm -rf $(VENV); \
+	  echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@touch $@
+
+# Installed over the system's where that is too old. Ninja is asked as a command, which is how torch calls it.
+$(VENV)/stamp-tools: $(VENV)/stamp-venv
+	@$(PIP) 'setuptools>=77'
+	@ninja --version >/dev/null 2>&1 || $(PIP) --ignore-installed --no-deps ninja
+	@$(PY) -c 'import torch; raise SystemExit(torch.__version__ < (2, 4))' 2>/dev/null || { \
+	  echo '== installing $(TORCH) (large; `make help` names a smaller CPU build)'; $(PIP) $(TORCH); }
+	@touch $@
+
+$(VENV)/torch-version: FORCE $(VENV)/stamp-tools
+	@$(PY) -c 'from importlib.metadata import version; print(version("torch"))' >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+build: $(VENV)/stamp-build
+$(VENV)/stamp-build: $(BUILD_INPUTS) $(VENV)/torch-version
+	@$(NEED_CXX)
+	$(SAY) 'building dctps_ext (the first time takes minutes)'
+	@$(PIP) --no-build-isolation -e .
+	@$(PY) -c "from dctps_ext._load import summary; print('   ' + summary())"
+	@touch $@
+
+# The package is there already, so these install what the named extra adds, and nothing that the system has.
+$(VENV)/stamp-%: $(VENV)/stamp-build
+	$(SAY) 'installing what make $* needs'
+	@$(PIP) 'dctps_ext[$*]'
+	@touch $@
+
+$(VENV)/stamp-formatters: $(VENV)/stamp-venv pyproject.toml
+	@$(PIP) $(FORMATTERS)
+	@touch $@
+
+lint: $(VENV)/stamp-formatters
+	$(SAY) 'lint: ruff, clang-format'
+	@$(PY) -m ruff check -q --output-format concise .
+	@$(PY) -m ruff format -q --check . || { $(PY) -m ruff format --check . ; $(SAY_FORMAT); }
+	@$(if $(CPP_FILES),$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES) || { $(SAY_FORMAT); })
+
+format: $(VENV)/stamp-formatters
+	@$(PY) -m ruff check -q --fix .
+	@$(PY) -m ruff format -q .
+	@$(if $(CPP_FILES),$(VENV)/bin/clang-format -i $(CPP_FILES))
+
+cpp-test: $(VENV)/stamp-tools
+	@$(NEED_CXX)
+	$(SAY) 'C++ tests'
+	@cmake --version 2>/dev/null | grep -Eq 'version (3\.[2-9][0-9]|[4-9])' || \
+	  $(PIP) --ignore-installed --no-deps cmake
+	@{ cmake -S . -B $(BUILD_DIR) -G Ninja && cmake --build $(BUILD_DIR) $(if $(MAX_JOBS),-j $(MAX_JOBS)); } \
+	  >$(VENV)/cmake.log 2>&1 || { cat $(VENV)/cmake.log; exit 1; }
+	@ctest --test-dir $(BUILD_DIR) --output-on-failure --no-tests=error --progress
+
+test: lint cpp-test $(VENV)/stamp-test $(VENV)/stamp-demo
+	$(SAY) 'Python tests'
+	@$(PY) -m pytest -q
+
+demo: $(VENV)/stamp-demo
+	$(SAY) 'layers: DCTpS against dense and sparse'
+	@$(PY) -m benchmarks.layers --demo
+	$(SAY) 'training: LeNet-5 on handwritten digits'
+	@$(PY) -m dctps_ext.experiments.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info dctps_ext/_C*.so dctps_ext/_build_info.py

@@ -1,0 +1,1 @@
+"""Experiments: data sets, a resumable trainer and the comparison that `make demo` runs; scripts, no API."""

@@ -1,0 +1,37 @@
+"""What several test files check with: errors against oracles, and the accuracy that the package promises."""
+
+import torch
+
+import dctps_ext
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def relative_error(result: torch.Tensor, oracle: torch.Tensor) -> float:
+    """Largest difference, relative to the oracle's largest magnitude."""
+    assert result.shape == oracle.shape
+    if not oracle.numel():
+        return 0.0
+    scale = oracle.abs().max().item()
+    difference = (result.to(torch.float64) - oracle.to(torch.float64)).abs().max().item()
+    return difference / scale if scale else difference
+
+
+def assert_accurate(
+    result: torch.Tensor, oracle: torch.Tensor, dtype: torch.dtype, torch_result: torch.Tensor | None = None
+):
+    """The package's promise: 1e-12 in float64, 2e-6 in float32, and in 16 bits within 2x of torch's own
+    error on the same rounded inputs, or of the rounding of the result itself where torch is luckier than that."""
+    error = relative_error(result, oracle)
+    if dtype == torch.float64:
+        assert error < 1e-12
+    elif dtype == torch.float32:
+        assert error < 2e-6
+    else:
+        rounding = relative_error(oracle.to(dtype), oracle)
+        torch_error = 0.0 if torch_result is None else relative_error(torch_result, oracle)
+        assert error <= 2 * max(torch_error, rounding)
+
+
+def random_support(m: int, n: int, density: float, seed: int = 0) -> dctps_ext.Support:
+    return dctps_ext.Support.random(m, n, round(density * m * n), seed=seed)

@@ -1,0 +1,273 @@
+"""The fused convolution: accuracy against the dense twin, gradients, memory formats, determinism, errors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+from torch.nn import functional as F
+
+import dctps_ext
+from dctps_ext import reference
+from tests.checks import DTYPES, assert_accurate, random_support, relative_error
+
+# in, out, kernel, and the keywords of conv2d
+GEOMETRIES = {
+    "3x3": (4, 6, (3, 3), dict(padding=1)),
+    "1x1": (16, 8, (1, 1), dict()),
+    "pointwise_strided": (8, 16, (1, 1), dict(stride=2)),
+    "5x5_no_padding": (3, 6, (5, 5), dict()),
+    "strided": (5, 7, (3, 3), dict(stride=2, padding=1)),
+    "dilated": (4, 9, (3, 3), dict(dilation=2, padding=2)),
+    "grouped": (8, 6, (3, 3), dict(groups=2, padding=1)),
+    "depthwise": (8, 8, (3, 3), dict(groups=8, padding=1)),
+    "depthwise_multiplier": (4, 12, (3, 3), dict(groups=4, padding=1)),
+    "asymmetric": (3, 10, (2, 5), dict(stride=(1, 2), padding=(2, 0), dilation=(3, 1))),
+    "same": (3, 5, (3, 3), dict(padding="same")),
+    "same_even_kernel": (3, 5, (4, 2), dict(padding="same")),
+    "same_dilated": (3, 5, (2, 3), dict(padding="same", dilation=(3, 2))),
+    "valid": (3, 5, (3, 2), dict(padding="valid")),
+    "more_filters_than_inputs": (1, 40, (3, 3), dict(padding=1)),
+    "kernel_of_the_image": (2, 3, (11, 9), dict()),
+}
+
+
+def operands(geometry, dtype, batch=3, density=0.1, height=11, width=9):
+    channels, filters, kernel, keywords = geometry
+    generator = torch.Generator().manual_seed(0)
+    n = kernel[0] * kernel[1] * channels // keywords.get("groups", 1)
+    support = random_support(filters, n, density)
+    x, values, alpha, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in ((batch, channels, height, width), (support.nnz,), (), (filters,))
+    )
+    return x, values, support, alpha, bias, dict(kernel_size=kernel, **keywords)
+
+
+def twin(x, values, support, alpha, bias, keywords, dtype=torch.float64):
+    """The same convolution by torch on the dense filters."""
+    keywords = dict(keywords)
+    weight = reference.conv_weight(
+        reference.dense_weight(values, support, alpha), keywords.pop("kernel_size")
+    )
+    return F.conv2d(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), **keywords)
+
+
+def run(x, values, support, alpha, bias, keywords, dy=None):
+    leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
+    y = dctps_ext.dctps_conv2d(leaves[0], leaves[1], support, leaves[2], leaves[3], **keywords)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y) if dy is None else dy
+    return y, dy, torch.autograd.grad(y, leaves, dy)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_forward_and_backward_agree_with_the_dense_twin(backend, name, dtype, channels_last):
+    x, values, support, alpha, bias, keywords = operands(GEOMETRIES[name], dtype)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = x.contiguous(memory_format=memory_format)
+    y, dy, gradients = run(x, values, support, alpha, bias, keywords)
+    doubles = [t.double().requires_grad_() for t in (x, values, alpha, bias)]
+    oracle = twin(doubles[0], doubles[1], support, doubles[2], doubles[3], keywords)
+    half = dtype.itemsize == 2
+    assert_accurate(
+        y, oracle.detach(), dtype, twin(x, values, support, alpha, bias, keywords, dtype) if half else None
+    )
+    if x.shape[1] > 1:  # with one channel the two formats are the same
+        assert y.is_contiguous(memory_format=memory_format)
+        assert gradients[0].is_contiguous(memory_format=memory_format)
+    oracles = torch.autograd.grad(oracle, doubles, dy.double())
+    for index in (0, 1, 3):
+        assert_accurate(gradients[index], oracles[index], dtype)
+    scale = torch.autograd.grad(oracle_alpha_scale(doubles, support, keywords, dy), doubles[2])[0]
+    bound = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, 2 * torch.finfo(dtype).eps)
+    assert (gradients[2].double() - oracles[2]).abs() <= bound * scale.abs()
+
+
+def oracle_alpha_scale(doubles, support, keywords, dy):
+    """alpha times the sum of the magnitudes that dalpha is summed from."""
+    x, _, alpha, _ = doubles
+    empty = dctps_ext.Support.random(*support.shape, 0)
+    part = twin(
+        x.detach(), torch.empty(0, dtype=torch.float64), empty, torch.ones(()).double(), None, keywords
+    )
+    return alpha * (part * dy.double()).abs().sum()
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(0, 9),
+    groups=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    filters=st.integers(1, 6),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    layout=st.sampled_from(["contiguous", "channels_last", "cropped", "transposed"]),
+    density=st.floats(0, 1),
+)
+def test_any_geometry(
+    batch, groups, channels, filters, kernel, stride, padding, dilation, size, layout, density
+):
+    geometry = (
+        groups * channels,
+        groups * filters,
+        kernel,
+        dict(stride=stride, padding=padding, dilation=dilation, groups=groups),
+    )
+    x, values, support, alpha, bias, keywords = operands(geometry, torch.float64, batch, density, *size)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "cropped":
+        x = F.pad(x, (1, 2, 3, 1))[..., 3:-1, 1:-2]
+    elif layout == "transposed":
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    if any(s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
+        with pytest.raises(ValueError, match="x: expected a padded input at least as large as the kernel"):
+            run(x, values, support, alpha, bias, keywords)
+        return
+    y, dy, gradients = run(x, values, support, alpha, bias, keywords)
+    doubles = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
+    oracle = twin(doubles[0], doubles[1], support, doubles[2], doubles[3], keywords)
+    assert relative_error(y, oracle) < 1e-12
+    for gradient, expected in zip(gradients, torch.autograd.grad(oracle, doubles, dy), strict=True):
+        assert (gradient - expected).abs().max().item() < 1e-10 if expected.numel() else True
+
+
+@pytest.mark.parametrize("name", ["grouped", "asymmetric", "same_even_kernel", "more_filters_than_inputs"])
+def test_gradients_to_second_order(name):
+    x, values, support, alpha, bias, keywords = operands(
+        GEOMETRIES[name], torch.float64, batch=2, height=6, width=5
+    )
+    inputs = [t.requires_grad_() for t in (x, values, alpha, bias)]
+
+    def function(x, values, alpha, bias):
+        return dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+    def without_dct(x, values):
+        return dctps_ext.dctps_conv2d(x, values, support, None, **keywords)
+
+    assert gradcheck(without_dct, inputs[:2])
+    assert gradgradcheck(without_dct, inputs[:2])
+
+
+def test_opcheck():
+    x, values, support, alpha, bias, keywords = operands(GEOMETRIES["grouped"], torch.float32)
+    geometry = (6, [3, 3], [1, 1], [1, 1], [1, 1], 2)
+    ops = torch.ops.dctps_ext
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for channels_last in (False, True):
+        image = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        inputs = [t.detach().clone().requires_grad_() for t in (image, values, alpha, bias)]
+        x_, values_, alpha_, bias_ = inputs
+        result = opcheck(
+            ops.dctps_conv2d.default,
+            (x_, values_, support.index, alpha_, bias_, *geometry),
+            test_utils=tests,
+        )
+        assert set(result.values()) == {"SUCCESS"}
+        dy = torch.randn(3, 6, 11, 9)
+        result = opcheck(
+            ops.dctps_conv2d_backward.default,
+            (dy, x_, values_, support.index, alpha_, *geometry, [True] * 4),
+            test_utils=tests,
+        )
+        assert set(result.values()) == {"SUCCESS"}
+
+
+def test_an_unbatched_image():
+    x, values, support, alpha, bias, keywords = operands(GEOMETRIES["3x3"], torch.float32)
+    whole = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    assert torch.equal(dctps_ext.dctps_conv2d(x[1], values, support, alpha, bias, **keywords), whole[1])
+
+
+@pytest.mark.parametrize("name", ["3x3", "grouped", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(name, dtype, threads):
+    arguments = operands(GEOMETRIES[name], dtype, batch=23)
+    threads(1)
+    y, dy, gradients = run(*arguments)
+    for count in (2, 4):
+        threads(count)
+        again, _, other = run(*arguments, dy=dy)
+        assert torch.equal(y, again)
+        for first, second in zip(gradients, other, strict=True):
+            assert torch.equal(first, second)
+    x, *rest = arguments
+    for image in (0, 7, 22):
+        alone, _, alone_gradients = run(x[image : image + 1], *rest, dy=dy[image : image + 1])
+        assert torch.equal(alone[0], y[image])
+        assert torch.equal(alone_gradients[0][0], gradients[0][image])
+
+
+def test_a_non_finite_pixel_spoils_its_own_patches_only():
+    x, values, support, alpha, bias, keywords = operands(GEOMETRIES["3x3"], torch.float32)
+    clean = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    x[1, 2, 5, 5] = float("nan")
+    y = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    touched = torch.zeros_like(y, dtype=torch.bool)
+    touched[1, :, 4:7, 4:7] = True
+    assert y[touched].isnan().all()
+    assert torch.equal(y[~touched], clean[~touched])
+
+
+def test_a_forward_holds_no_im2col_matrix(threads):
+    threads(1)
+    geometry = (64, 64, (3, 3), dict(padding=1))
+    x, values, support, alpha, bias, keywords = operands(
+        geometry, torch.float32, 4, density=0.01, height=32, width=32
+    )
+    dctps_ext._C.release_workspace()
+    dctps_ext._C.reset_workspace_peak()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        y = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
+    assert allocated == y.nbytes
+    assert dctps_ext._C.workspace_peak_bytes() <= 2**20
+
+
+def test_errors_name_the_argument_what_was_expected_and_what_came():
+    x, values, support, alpha, bias, _ = operands(GEOMETRIES["3x3"], torch.float32)
+
+    def call(x=x, values=values, support=support, alpha=alpha, bias=bias, kernel_size=3, **keywords):
+        return dctps_ext.dctps_conv2d(x, values, support, alpha, bias, kernel_size=kernel_size, **keywords)
+
+    assert call().shape == (3, 6, 9, 7)
+    for error, match, keywords in (
+        (
+            ValueError,
+            r"x: expected \[batch, channels, height, width\] or .*got shape \[3, 4\]",
+            dict(x=x[..., 0, 0]),
+        ),
+        (
+            ValueError,
+            r"support: expected shape \(out_channels, 36\).*got \(6, 35\)",
+            dict(support=random_support(6, 35, 0.1)),
+        ),
+        (ValueError, r"support: expected shape \(out_channels, 16\)", dict(kernel_size=2)),
+        (ValueError, "stride: expected two integers of at least 1, got", dict(stride=0)),
+        (ValueError, "padding: expected two integers of at least 0, got", dict(padding=-1)),
+        (ValueError, "dilation: expected two integers of at least 1, got", dict(dilation=0)),
+        (
+            ValueError,
+            "padding: expected an integer, two integers, 'same' or 'valid', got 'full'",
+            dict(padding="full"),
+        ),
+        (ValueError, "stride: expected 1 with padding='same', got", dict(padding="same", stride=2)),
+        (ValueError, "kernel_size: expected an integer or two, got", dict(kernel_size=(3, 3, 3))),
+        (ValueError, "x: expected a padded input at least as large as the kernel", dict(x=x[..., :2])),
+        (ValueError, r"values: expected shape \[22\], got \[3\]", dict(values=values[:3])),
+        (ValueError, r"bias: expected shape \[6\], got \[5\]", dict(bias=bias[:5])),
+        (TypeError, "values: expected the dtype of the input", dict(values=values.double())),
+        (TypeError, "x: expected dtype float64", dict(x=x.int())),
+        (ValueError, "groups: expected a divisor of the input channels, 4", dict(groups=0)),
+    ):
+        with pytest.raises(error, match=match):
+            call(**keywords)

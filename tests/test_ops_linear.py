@@ -1,0 +1,419 @@
+"""dct, idct, sparse_linear, the fused linear layer: accuracy, gradients, determinism, layouts, errors, memory."""
+
+import functools
+
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.sparse
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+from torch.nn import functional as F
+
+import dctps_ext
+from dctps_ext import Support, reference
+from tests.checks import DTYPES, assert_accurate, random_support, relative_error
+
+SIZES = (1, 2, 3, 5, 7, 16, 27, 82, 97, 120, 576, 641, 1000, 1021, 4608)
+# Square ones, then each size beside its neighbour, a small one and a large one, both ways round.
+PAIRS = sorted(
+    {(q, q) for q in SIZES}
+    | {pair for a, b in zip(SIZES, SIZES[1:], strict=False) for pair in ((a, b), (b, a))}
+    | {pair for q in SIZES for pair in ((q, 7), (7, q), (q, 1000), (1000, q))}
+    | {(512, 4608), (64, 27), (2, 4608), (4608, 82), (257, 3000), (6, 75), (16, 150), (120, 400)}
+)
+
+
+def operands(m, n, dtype, nnz=None, rows=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    support = Support.random(m, n, min(m * n, 3 * max(m, n)) if nnz is None else nnz, seed=seed)
+    x = torch.randn(rows, n, generator=generator, dtype=torch.float64).to(dtype)
+    values = torch.randn(support.nnz, generator=generator, dtype=torch.float64).to(dtype)
+    alpha = torch.tensor(0.75, dtype=dtype)
+    bias = torch.randn(m, generator=generator, dtype=torch.float64).to(dtype)
+    return x, values, support, alpha, bias
+
+
+@functools.lru_cache(maxsize=4)
+def dct_matrix(m, n):
+    return reference.dct_matrix(m, n)
+
+
+def dense_weight(values, support, alpha):
+    return float(alpha) * dct_matrix(*support.shape) + reference.dense_sparse(values, support)
+
+
+def oracle_gradients(dy, x, values, support, alpha):
+    """The four gradients of the layer in float64, by the dense matrix."""
+    rows = torch.repeat_interleave(torch.arange(support.shape[0]), support.crow.diff())
+    dy, x = dy.double(), x.double()
+    return (
+        dy @ dense_weight(values, support, alpha),
+        (dy[:, rows] * x[:, support.col.long()]).sum(0),
+        (dy @ dct_matrix(*support.shape) * x).sum(),
+        dy.sum(0),
+    )
+
+
+# ---- accuracy
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m,n", PAIRS)
+def test_forward_and_backward_agree_with_the_dense_twin(m, n, dtype):
+    x, values, support, alpha, bias = operands(m, n, dtype)
+    leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
+    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    weight = dense_weight(values, support, alpha)
+    half = dtype.itemsize == 2  # only there is torch's own error needed, and its 16-bit matmul is slow
+    torch_y = F.linear(x, weight.to(dtype), bias) if half else None
+    assert_accurate(y, F.linear(x.double(), weight, bias.double()), dtype, torch_y)
+
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
+    gradients = torch.autograd.grad(y, leaves, dy)
+    oracles = oracle_gradients(dy, x, values, support, alpha)
+    assert_accurate(gradients[0], oracles[0], dtype, dy @ weight.to(dtype) if half else None)
+    assert_accurate(gradients[1], oracles[1], dtype)
+    assert_accurate(gradients[3], oracles[3], dtype)
+    # dalpha is one sum with cancellation: its error is measured against the sizes it is summed from.
+    scale = (dy.double() @ dct_matrix(m, n)).mul(x.double()).abs().sum()
+    bound = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, 2 * torch.finfo(dtype).eps)
+    assert (gradients[2].double() - oracles[2]).abs() <= bound * scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "m,n", [(1, 1), (7, 16), (82, 97), (120, 64), (641, 576), (1021, 1000), (300, 1024), (4608, 5)]
+)
+def test_every_instruction_set_agrees_with_the_dense_twin(backend, m, n, dtype):
+    test_forward_and_backward_agree_with_the_dense_twin(m, n, dtype)
+
+
+@pytest.mark.parametrize("q", [2048, 4096, 8192, 8191, 10007])
+def test_float32_stays_accurate_at_large_lengths(q):
+    x = np.random.default_rng(q).standard_normal((2, q))
+    as_float = torch.from_numpy(x).float()
+    oracle = scipy.fft.dct(as_float.double().numpy(), norm="ortho")
+    assert relative_error(dctps_ext.dct(as_float), torch.from_numpy(oracle)) < 2e-6
+    oracle = scipy.fft.idct(as_float.double().numpy(), norm="ortho")
+    assert relative_error(dctps_ext.idct(as_float), torch.from_numpy(oracle)) < 2e-6
+
+
+@pytest.mark.parametrize("q", SIZES)
+def test_dct_is_scipys_orthonormal_dct(backend, q):
+    x = np.random.default_rng(q).standard_normal((3, q))
+    ours = dctps_ext.dct(torch.from_numpy(x))
+    assert relative_error(ours, torch.from_numpy(scipy.fft.dct(x, norm="ortho"))) < 1e-12
+    assert relative_error(dctps_ext.idct(ours), torch.from_numpy(x)) < 1e-12
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**31))
+def test_dct_and_idct_are_transposes_for_any_shape(m, n, rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, n, generator=generator, dtype=torch.float64)
+    v = torch.randn(rows, m, generator=generator, dtype=torch.float64)
+    y = dctps_ext.dct(x, m)
+    assert relative_error(y, reference.dct(x, m)) < 1e-12
+    assert relative_error(dctps_ext.idct(v, n), reference.idct(v, n)) < 1e-12
+    assert torch.allclose((y * v).sum(), (dctps_ext.idct(v, n) * x).sum(), rtol=1e-9, atol=1e-9)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.integers(0, 1000), st.integers(1, 40))
+def test_sparse_products_agree_with_scipy(m, n, density, seed, rows):
+    support = random_support(m, n, density, seed)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, n, generator=generator, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(support.nnz, generator=generator, dtype=torch.float64, requires_grad=True)
+    matrix = scipy.sparse.csr_array(
+        (values.detach().numpy(), support.col.numpy(), support.crow.numpy()), shape=(m, n)
+    )
+    y = dctps_ext.sparse_linear(x, values, support)
+    assert relative_error(y, torch.from_numpy((matrix @ x.detach().numpy().T).T)) < 1e-12
+    dy = torch.randn(rows, m, generator=generator, dtype=torch.float64)
+    dx, dvalues = torch.autograd.grad(y, (x, values), dy)
+    assert relative_error(dx, torch.from_numpy((matrix.T @ dy.numpy().T).T)) < 1e-12
+    rows_of = np.repeat(np.arange(m), np.diff(support.crow.numpy()))
+    oracle = (dy.T @ x.detach())[rows_of, support.col.long()]
+    assert relative_error(dvalues, oracle) < 1e-12
+
+
+# ---- layouts
+
+
+@given(
+    leading=st.lists(st.integers(0, 4), max_size=3),
+    n=st.integers(1, 40),
+    m=st.integers(1, 40),
+    layout=st.sampled_from(["contiguous", "transposed", "sliced", "expanded", "reversed_dims", "offset"]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_leading_dimensions_and_strides(leading, n, m, layout, dtype):
+    shape = (*leading, n)
+    x = torch.randn(shape).to(dtype)
+    if layout == "transposed":
+        x = torch.randn(shape[::-1]).to(dtype).permute(*reversed(range(len(shape))))
+    elif layout == "sliced":
+        x = torch.randn((*leading, 3 * n + 1)).to(dtype)[..., 1 : 1 + 3 * n : 3]
+    elif layout == "expanded":
+        x = torch.randn(n).to(dtype).expand(shape)
+    elif layout == "reversed_dims" and len(shape) > 2:
+        x = torch.randn((leading[1], leading[0], *shape[2:])).to(dtype).transpose(0, 1)
+    elif layout == "offset":
+        x = torch.randn((*leading, n + 3)).to(dtype)[..., 3:]
+    assert x.shape == shape
+    support = random_support(m, n, 0.2)
+    values = torch.randn(support.nnz).to(dtype)
+    y = dctps_ext.dctps_linear(x, values, support, 0.5)
+    assert y.shape == (*leading, m) and y.dtype == dtype and y.is_contiguous()
+    assert torch.equal(y, dctps_ext.dctps_linear(x.contiguous(), values, support, 0.5))
+    assert torch.equal(dctps_ext.idct(x, m), dctps_ext.idct(x.contiguous(), m))
+
+
+def test_a_vector_and_an_empty_batch():
+    x, values, support, alpha, bias = operands(6, 9, torch.float32)
+    one = dctps_ext.dctps_linear(x[0], values, support, alpha, bias)
+    assert one.shape == (6,) and torch.equal(one, dctps_ext.dctps_linear(x, values, support, alpha, bias)[0])
+    leaves = [t.clone().requires_grad_() for t in (x[:0], values, alpha, bias)]
+    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    assert y.shape == (0, 6)
+    y.sum().backward()
+    assert leaves[0].grad.shape == (0, 9)
+    for leaf in leaves[1:]:
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+def test_no_entries_and_no_dct_part():
+    x = torch.randn(4, 9)
+    nothing = Support.random(6, 9, 0)
+    empty = torch.empty(0)
+    assert torch.equal(dctps_ext.dctps_linear(x, empty, nothing, 1.0), dctps_ext.dct(x, 6))
+    assert torch.equal(dctps_ext.dctps_linear(x, empty, nothing, None), torch.zeros(4, 6))
+    full = Support.random(6, 9, 54)
+    values = torch.randn(54)
+    assert torch.equal(
+        dctps_ext.dctps_linear(x, values, full, None), dctps_ext.sparse_linear(x, values, full)
+    )
+
+
+# ---- derivatives
+
+
+@pytest.mark.parametrize("m,n", [(5, 9), (9, 5), (1, 1), (8, 8), (3, 1)])
+def test_gradients_of_all_ops_to_second_order(m, n):
+    x, values, support, alpha, bias = (
+        t.requires_grad_() if isinstance(t, torch.Tensor) else t
+        for t in operands(m, n, torch.float64, nnz=(m * n + 1) // 2, rows=3)
+    )
+    v = torch.randn(3, m, dtype=torch.float64, requires_grad=True)
+    index = support.index
+    cases = (
+        (lambda x: dctps_ext.dct(x, m), (x,)),
+        (lambda v: dctps_ext.idct(v, n), (v,)),
+        (lambda x, values: dctps_ext.sparse_linear(x, values, support), (x, values)),
+        (
+            lambda v, values: torch.ops.dctps_ext.sparse_linear_transposed(v, values, index, m, n),
+            (v, values),
+        ),
+        (lambda v, x: torch.ops.dctps_ext.sddmm(v, x, index, m, n), (v, x)),
+        (lambda *a: dctps_ext.dctps_linear(a[0], a[1], support, a[2], a[3]), (x, values, alpha, bias)),
+        (lambda x, values: dctps_ext.dctps_linear(x, values, support, None), (x, values)),
+    )
+    for function, inputs in cases:
+        assert gradcheck(function, inputs)
+        assert gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("needed", range(1, 16))
+def test_each_gradient_can_be_asked_for_alone(needed):
+    x, values, support, alpha, bias = operands(12, 20, torch.float64)
+    leaves = [t.clone().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate((x, values, alpha, bias))]
+    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    for leaf, oracle in zip(leaves, oracle_gradients(dy, x, values, support, alpha), strict=True):
+        assert (leaf.grad is not None) == leaf.requires_grad
+        if leaf.requires_grad:
+            assert relative_error(leaf.grad, oracle) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(dtype):
+    x, values, support, alpha, bias = (
+        t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in operands(6, 10, dtype)
+    )
+    v = torch.randn(5, 6, dtype=dtype, requires_grad=True)
+    ops, shape = torch.ops.dctps_ext, (support.index, 6, 10)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for op, arguments in (
+        (ops.dct, (x, 6)),
+        (ops.idct, (v, 10)),
+        (ops.sparse_linear, (x, values, *shape)),
+        (ops.sparse_linear_transposed, (v, values, *shape)),
+        (ops.sddmm, (v, x, *shape)),
+        (ops.dctps_linear, (x, values, support.index, alpha, bias, 6, 10)),
+        (ops.dctps_linear, (x, values, support.index, None, None, 6, 10)),
+        (ops.dctps_linear_backward, (v, x, values, support.index, alpha, 6, 10, [True] * 4)),
+        (
+            ops.dctps_linear_backward,
+            (v, x, values, support.index, alpha, 6, 10, [False, True, False, True]),
+        ),
+    ):
+        assert set(opcheck(op.default, arguments, test_utils=tests).values()) == {"SUCCESS"}
+
+
+def test_torch_compile_captures_the_layer_as_one_graph():
+    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+    values.requires_grad_()
+
+    def layer(x, values):
+        return torch.relu(dctps_ext.dctps_linear(x, values, support, alpha, bias))
+
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    expected = layer(x, values)
+    assert torch.equal(compiled(x, values), expected)
+    (grad,) = torch.autograd.grad(compiled(x, values).sum(), values)
+    assert torch.equal(grad, torch.autograd.grad(expected.sum(), values)[0])
+
+
+def test_autocast_casts_as_for_a_dense_layer():
+    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = dctps_ext.dctps_linear(x.bfloat16(), values, support, alpha, bias)
+    cast = (t.bfloat16() for t in (alpha, bias))
+    assert torch.equal(y, dctps_ext.dctps_linear(x.bfloat16(), values.bfloat16(), support, *cast))
+
+
+# ---- determinism
+
+
+def all_results(x, values, support, alpha, bias):
+    leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
+    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return y, *torch.autograd.grad(y, leaves, dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m,n,rows", [(64, 97, 333), (1000, 1024, 150), (300, 1021, 70), (3, 5, 1000)])
+def test_results_do_not_depend_on_the_number_of_threads_or_the_run(m, n, rows, dtype, threads):
+    arguments = operands(m, n, dtype, nnz=m * n // 10, rows=rows)
+    threads(1)
+    single = all_results(*arguments)
+    for count in (2, 3, 4, 2):
+        threads(count)
+        for first, second in zip(single, all_results(*arguments), strict=True):
+            assert torch.equal(first, second)
+
+
+@given(
+    st.integers(1, 200), st.integers(1, 200), st.integers(1, 60), st.integers(0, 59), st.sampled_from(DTYPES)
+)
+def test_a_rows_result_does_not_depend_on_the_rest_of_the_batch(m, n, rows, row, dtype):
+    x, values, support, alpha, bias = operands(m, n, dtype, rows=rows)
+    row %= rows
+    whole = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+    assert torch.equal(whole[row], dctps_ext.dctps_linear(x[row], values, support, alpha, bias))
+    assert torch.equal(whole[row:], dctps_ext.dctps_linear(x[row:], values, support, alpha, bias))
+    assert torch.equal(dctps_ext.idct(x, m)[row], dctps_ext.idct(x[row], m))
+
+
+@pytest.mark.parametrize("q", [7, 64, 97, 641])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+def test_a_non_finite_row_stays_alone(backend, q, poison):
+    x, values, support, alpha, bias = operands(q, q, torch.float32, rows=37)
+    clean = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+    x[5, q // 2] = poison
+    y = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+    assert not y[5].isfinite().any()
+    others = torch.arange(37) != 5
+    assert torch.equal(y[others], clean[others])
+
+
+# ---- memory
+
+
+def test_a_forward_allocates_its_output_and_bounded_scratch(threads):
+    threads(1)
+    q, rows = 4096, 64
+    x, values, support, alpha, bias = operands(q, q, torch.float32, nnz=q, rows=rows)
+    dctps_ext._C.release_workspace()
+    dctps_ext._C.reset_workspace_peak()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        y = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+    allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
+    assert allocated == y.nbytes  # no q x q matrix, no copy of the input
+    assert dctps_ext._C.workspace_peak_bytes() <= 2 * 2**20
+
+
+# ---- errors
+
+
+def test_errors_name_the_argument_what_was_expected_and_what_came():
+    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+    call = dctps_ext.dctps_linear
+    for error, match, arguments in (
+        (
+            ValueError,
+            r"x: expected a last dimension of size 10, got shape \[5, 11\]",
+            (torch.randn(5, 11), values, support, alpha),
+        ),
+        (ValueError, r"values: expected shape \[30\], got \[17\]", (x, values[:17], support, alpha)),
+        (
+            TypeError,
+            "values: expected the dtype of the input, Float, got Double",
+            (x, values.double(), support, alpha),
+        ),
+        (
+            TypeError,
+            "x: expected dtype float64, float32, float16 or bfloat16, got Long",
+            (x.long(), values, support, alpha),
+        ),
+        (TypeError, "support: expected a dctps_ext.Support, got Tensor", (x, values, support.index, alpha)),
+        (ValueError, r"alpha: expected shape \[\], got \[2\]", (x, values, support, torch.ones(2))),
+        (TypeError, "alpha: expected the dtype of the input", (x, values, support, alpha.double())),
+        (
+            TypeError,
+            "alpha: expected a scalar tensor, a finite number or None, got 'one'",
+            (x, values, support, "one"),
+        ),
+        (
+            TypeError,
+            "alpha: expected a scalar tensor, a finite number or None, got nan",
+            (x, values, support, float("nan")),
+        ),
+        (ValueError, r"bias: expected shape \[6\], got \[7\]", (x, values, support, alpha, torch.ones(7))),
+        (TypeError, "bias: expected the dtype of the input", (x, values, support, alpha, bias.double())),
+        (
+            ValueError,
+            r"x: expected a last dimension of size 10, got shape \[\]",
+            (torch.tensor(1.0), values, support, alpha),
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            call(*arguments)
+    with pytest.raises(ValueError, match="dct: out_features: expected a size from 1"):
+        dctps_ext.dct(x, 0)
+    with pytest.raises(ValueError, match="idct: in_features: expected a size from 1"):
+        dctps_ext.idct(x, -3)
+    with pytest.raises(ValueError, match="dct: x: expected at least one dimension"):
+        dctps_ext.dct(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="dct: x's last dimension: expected a size from 1"):
+        dctps_ext.dct(torch.empty(3, 0))
+    with pytest.raises(TypeError, match="dct: x: expected dtype float64"):
+        dctps_ext.dct(x.to(torch.complex64))
+    with pytest.raises(ValueError, match="sparse_linear: x: expected a last dimension of size 10"):
+        dctps_ext.sparse_linear(x[:, :9], values, support)
+    with pytest.raises(ValueError, match="support: expected the index of a support of shape"):
+        torch.ops.dctps_ext.sparse_linear(x, values, support.index[:-1], 6, 10)
+    with pytest.raises(ValueError, match="sddmm: x: expected the leading dimensions of v"):
+        torch.ops.dctps_ext.sddmm(torch.randn(4, 6), x, support.index, 6, 10)
+
+
+def test_meta_tensors_give_shapes():
+    support = random_support(6, 10, 0.2)
+    x, values = torch.empty(3, 10, device="meta"), torch.empty(support.nnz, device="meta")
+    y = torch.ops.dctps_ext.dctps_linear(x, values, support.index.to("meta"), None, None, 6, 10)
+    assert y.device.type == "meta" and y.shape == (3, 6)
