@@ -8,9 +8,9 @@ via a Subspace Offset", ICML 2021.
 from ._load import _C  # noqa: F401
 
 # isort: split
-from . import models
+from . import models, reference
 from .allocation import allocate
-from .convert import convert_, to_dense
+from .convert import ConversionReport, LayerReport, convert_, to_dense
 from .modules import DCTpSConv2d, DCTpSLinear
 from .ops import dct, dctps_conv2d, dctps_linear, idct, sparse_linear
 from .support import Support
@@ -18,8 +18,10 @@ from .support import Support
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConversionReport",
     "DCTpSConv2d",
     "DCTpSLinear",
+    "LayerReport",
     "Support",
     "allocate",
     "convert_",
@@ -28,6 +30,7 @@ __all__ = [
     "dctps_linear",
     "idct",
     "models",
+    "reference",
     "sparse_linear",
     "to_dense",
 ]

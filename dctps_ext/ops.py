@@ -167,9 +167,8 @@ def dctps_conv2d(
     expected = kernel_size[0] * kernel_size[1] * (batched.shape[1] // groups) if groups > 0 else None
     if expected is not None and n != expected:
         raise ValueError(
-            f"{op}: support: expected shape (out_channels, {expected}), where {expected} = {kernel_size[0]} * "
-            f"{kernel_size[1]} * {batched.shape[1]} // {groups} for kernel_size, the channels of x and groups, "
-            f"got {tuple(support.shape)}"
+            f"{op}: support: expected shape (out_channels, {expected}) for kernel_size {kernel_size}, "
+            f"{batched.shape[1]} input channels and groups={groups}, got {tuple(support.shape)}"
         )
     y = _ops.dctps_conv2d(
         batched, values, support.index, alpha, bias, m, kernel_size, stride, padding, dilation, groups
@@ -216,7 +215,7 @@ def _named_padding(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> tuple[Tensor, tuple[int, int]]:
-    """x and the symmetric padding that stand for "valid" or "same"; an odd total pads x by hand, at its end."""
+    """x and the symmetric padding that stand for "valid" or "same"; an odd total pads x by hand, at the end."""
     if padding == "valid":
         return x, (0, 0)
     if padding != "same":

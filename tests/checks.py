@@ -21,7 +21,7 @@ def assert_accurate(
     result: torch.Tensor, oracle: torch.Tensor, dtype: torch.dtype, torch_result: torch.Tensor | None = None
 ):
     """The package's promise: 1e-12 in float64, 2e-6 in float32, and in 16 bits within 2x of torch's own
-    error on the same rounded inputs, or of the rounding of the result itself where torch is luckier than that."""
+    error on the same rounded inputs, or of the result's own rounding where torch is luckier than that."""
     error = relative_error(result, oracle)
     if dtype == torch.float64:
         assert error < 1e-12

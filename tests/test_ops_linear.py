@@ -1,4 +1,4 @@
-"""dct, idct, sparse_linear, the fused linear layer: accuracy, gradients, determinism, layouts, errors, memory."""
+"""dct, idct, sparse_linear, the fused linear layer: accuracy, gradients, determinism, layouts, errors."""
 
 import functools
 
