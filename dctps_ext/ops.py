@@ -215,7 +215,7 @@ def _named_padding(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> tuple[Tensor, tuple[int, int]]:
-    """x and the symmetric padding that stand for "valid" or "same"; an odd total pads x by hand, at the end."""
+    """x and the symmetric padding for "valid" or "same"; an odd total pads x itself, at its end."""
     if padding == "valid":
         return x, (0, 0)
     if padding != "same":
