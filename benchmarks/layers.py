@@ -422,14 +422,12 @@ def plot(rows, path, device):
         SPARSE: ("#0072B2", "^"),
         COPY: ("#999999", "x"),
     }
+    names = {DCTPS: DCTPS, SPARSE: f"{SPARSE} (S x alone)"}  # the peers that depend on the density
     dashes = ["-", "--", ":", "-."]
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     for axis, pass_ in zip(axes, PASSES, strict=True):
         for peer, (colour, marker) in looks.items():
-            # Dense and copy do not depend on the density: one line each.
-            for density, dash in zip(
-                densities if peer in (DCTPS, SPARSE) else densities[:1], dashes, strict=False
-            ):
+            for density, dash in zip(densities if peer in names else densities[:1], dashes, strict=False):
                 points = sorted(
                     (r["q"], 1e3 * r["seconds"], *(1e3 * s for s in r["seconds_quartiles"]))
                     for r in rows
@@ -437,7 +435,7 @@ def plot(rows, path, device):
                 )
                 q, median, low, high = zip(*points, strict=True)
                 spread = [np.subtract(median, low), np.subtract(high, median)]
-                label = f"{peer}, {100 * density:g}%" if peer in (DCTPS, SPARSE) else peer
+                label = names.get(peer, peer) + (f", {100 * density:g}%" if peer in names else "")
                 axis.errorbar(
                     q, median, spread, color=colour, marker=marker, linestyle=dash, capsize=2, label=label
                 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from . import autograd as _autograd  # noqa: F401  registers fake kernels and derivatives
@@ -40,6 +41,7 @@ def dct(x: Tensor, out_features: int | None = None) -> Tensor:
 
     Source: Price & Tanner (2021), section 3.
     """
+    _refuse_tangents("dct", x)
     return _ops.dct(x, _last_size(x) if out_features is None else out_features)
 
 
@@ -57,6 +59,7 @@ def idct(v: Tensor, in_features: int | None = None) -> Tensor:
         TypeError: if the dtype is another one.
         ValueError: if ``v`` has no dimension or ``in_features`` < 1.
     """
+    _refuse_tangents("idct", v)
     return _ops.idct(v, _last_size(v) if in_features is None else in_features)
 
 
@@ -77,6 +80,7 @@ def sparse_linear(x: Tensor, values: Tensor, support: Support) -> Tensor:
         ValueError: if a shape or a device does not fit.
     """
     _check_support("sparse_linear", support)
+    _refuse_tangents("sparse_linear", x, values)
     m, n = support.shape
     return _ops.sparse_linear(x, values, support.index, m, n)
 
@@ -185,10 +189,23 @@ def _check_support(op: str, support: Support) -> None:
         raise TypeError(f"{op}: support: expected a dctps_ext.Support, got {type(support).__name__}")
 
 
+def _refuse_tangents(op: str, *tensors) -> None:
+    """torch gives custom ops no forward-mode rule, and without this would take every tangent for zero."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{op}: forward-mode derivatives (torch.func.jvp, jacfwd, torch.autograd.forward_ad) are not "
+                "implemented; use reverse mode: backward(), torch.autograd.grad, torch.autograd.functional"
+            )
+
+
 def _operands(
     op: str, x: Tensor, values: Tensor, alpha: Tensor | float | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The floating arguments as tensors, cast where autocast is on."""
+    _refuse_tangents(op, x, values, alpha, bias)
     if alpha is not None and not isinstance(alpha, Tensor):
         if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
             raise TypeError(f"{op}: alpha: expected a scalar tensor, a finite number or None, got {alpha!r}")

@@ -417,3 +417,20 @@ def test_meta_tensors_give_shapes():
     x, values = torch.empty(3, 10, device="meta"), torch.empty(support.nnz, device="meta")
     y = torch.ops.dctps_ext.dctps_linear(x, values, support.index.to("meta"), None, None, 6, 10)
     assert y.device.type == "meta" and y.shape == (3, 6)
+
+
+def test_forward_mode_is_refused_instead_of_taken_for_zero():
+    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+    for function in (
+        dctps_ext.dct,
+        dctps_ext.idct,
+        lambda x: dctps_ext.sparse_linear(x, values, support),
+        lambda x: dctps_ext.dctps_linear(x, values, support, alpha, bias),
+    ):
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives .* not implemented"):
+            torch.func.jvp(function, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(values, values)
+        with pytest.raises(NotImplementedError, match="dctps_linear: forward-mode"):
+            dctps_ext.dctps_linear(x, dual, support, alpha)
+        assert dctps_ext.dctps_linear(x, values, support, alpha).shape == (5, 6)  # no tangent, no error

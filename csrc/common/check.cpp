@@ -88,17 +88,29 @@ Operand::Operand(const char* op, const char* name, const OptionalTensor& argumen
   tensor = argument->to(accumulator_type(check_dtype(op, name, like))).contiguous();
 }
 
-Tensor zero_sums(bool wanted, at::IntArrayRef shape, const Tensor& like) {
-  if (!wanted) return {};
-  return at::zeros(shape, like.options().dtype(accumulator_type(check_dtype("sums", "like", like))));
+ParameterGradients::ParameterGradients(std::array<bool, 4> output_mask, const SparseOperand& s,
+                                       bool has_alpha, const Tensor& like) {
+  const auto options = like.options().dtype(accumulator_type(check_dtype("backward", "dy", like)));
+  const int64_t nnz = s.matrix.nnz;
+  scratch = at::empty({nnz}, options);
+  if (output_mask[1]) dvalues = at::zeros({nnz}, options);
+  if (output_mask[2] && has_alpha) dalpha = at::zeros({}, options.dtype(at::kDouble));
+  if (output_mask[3]) dbias = at::zeros({s.matrix.m}, options);
 }
 
-void* mutable_data_or_null(const Tensor& tensor) {
-  return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+ParameterSums ParameterGradients::sums() const {
+  auto data = [](const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; };
+  return {.scratch = data(scratch),
+          .dvalues = data(dvalues),
+          .dalpha = static_cast<double*>(data(dalpha)),
+          .dbias = data(dbias)};
 }
 
-Tensor finished_sums(const Tensor& sums, const Tensor& like) {
-  return sums.defined() ? sums.to(like.scalar_type()) : at::empty({0}, like.options());
+std::tuple<Tensor, Tensor, Tensor> ParameterGradients::finished(const Tensor& like) const {
+  auto result = [&](const Tensor& tensor) {
+    return tensor.defined() ? tensor.to(like.scalar_type()) : at::empty({0}, like.options());
+  };
+  return {result(dvalues), result(dalpha), result(dbias)};
 }
 
 }  // namespace dctps

@@ -5,10 +5,13 @@
 #include <torch/library.h>
 #include <torch/types.h>
 
+#include <array>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "common/types.h"
+#include "fused/parameter_sums.h"
 #include "sparse/sparse.h"
 
 namespace dctps {
@@ -48,10 +51,16 @@ struct Operand {
   const void* data() const { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 };
 
-// Zeros of that shape in the accumulator's type if wanted, else undefined: a sum for a kernel to add to.
-Tensor zero_sums(bool wanted, at::IntArrayRef shape, const Tensor& like);
-void* mutable_data_or_null(const Tensor& tensor);
-// The sum in like's dtype; a tensor of no elements where it was not wanted.
-Tensor finished_sums(const Tensor& sums, const Tensor& like);
+// The sums that a backward kernel fills, and the gradients made of them.
+struct ParameterGradients {
+  Tensor scratch, dvalues, dalpha, dbias;  // undefined where not wanted
+
+  // output_mask: dx (not held here), dvalues, dalpha, dbias.
+  ParameterGradients(std::array<bool, 4> output_mask, const SparseOperand& s, bool has_alpha,
+                     const Tensor& like);
+  ParameterSums sums() const;
+  // In like's dtype; of no elements where not wanted.
+  std::tuple<Tensor, Tensor, Tensor> finished(const Tensor& like) const;
+};
 
 }  // namespace dctps

@@ -2,6 +2,7 @@
 // conversion on load and store, transposition of a square of vectors, sums over lanes.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "common/types.h"
@@ -123,13 +124,52 @@ DCTPS_INLINE void store_partial(E* to, Vec<Accumulator<E>> value, int count) {
   __builtin_memcpy(to, padded, size_t(count) * sizeof(E));
 }
 
+// ---- stores past the caches, for results too large to be read again from them
+
+// Only whole cache lines go past: a partial one costs more than an ordinary store.
+template <class E>
+constexpr bool kCanStream = kVectorBytes == 64 && sizeof(E) == sizeof(Accumulator<E>);
+
+// As store(), past the caches where `to` is the start of a cache line. end_streaming() must follow before another
+// thread reads.
+template <class E>
+DCTPS_INLINE void stream(E* to, Vec<Accumulator<E>> value) {
+#ifdef __AVX512F__
+  if constexpr (kCanStream<E>) {
+    if (reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __m512i(value));
+      return;
+    }
+  }
+#endif
+  store(to, value);
+}
+
+DCTPS_INLINE void end_streaming() {
+#ifdef __AVX512F__
+  _mm_sfence();
+#endif
+}
+
 // ---- transposition and sums over lanes, both by Eklundh's exchange at distance 1, 2, 4, ...
 
-// Lane j of the result: j without bit D: `low`'s lane j or its partner's, see exchange().
+// Lane j of the result is lane Index[j] of a and b, counted through.
+template <class A, int... Index>
+DCTPS_INLINE Vec<A> shuffle(Vec<A> a, Vec<A> b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, Index...);
+#else
+  typedef std::conditional_t<sizeof(A) == 8, int64_t, int32_t> Lane;
+  typedef Lane Order __attribute__((vector_size(kVectorBytes)));
+  return __builtin_shuffle(a, b, Order{Index...});
+#endif
+}
+
+// One of the two results of exchange().
 template <class A, int D, bool High, int... J>
 DCTPS_INLINE Vec<A> exchange_half(Vec<A> a, Vec<A> b, std::integer_sequence<int, J...>) {
   constexpr int L = kLanes<A>;
-  return __builtin_shufflevector(a, b, (High ? ((J & D) ? L + J : J + D) : ((J & D) ? L + J - D : J))...);
+  return shuffle<A, (High ? ((J & D) ? L + J : J + D) : ((J & D) ? L + J - D : J))...>(a, b);
 }
 
 // Swaps the lanes of `a` that have bit D set with the lanes of `b` that have not.

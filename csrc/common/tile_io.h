@@ -13,6 +13,7 @@ template <class E>
 struct Lanes {
   E* lane[kLanes<Accumulator<E>>];
   int64_t stride;
+  bool streaming = false;  // stores go past the caches
 
   // True where the lanes are neighbours in memory, as the pixels of a channels-first image are.
   bool are_neighbours() const {
@@ -23,36 +24,43 @@ struct Lanes {
   }
 };
 
+// square[0 .. count-1] = elements first .. first + count - 1 of all lanes, count <= kLanes. The rest is overwritten.
+template <class E>
+DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int count,
+                              Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {
+  using A = Accumulator<E>;
+  constexpr int L = kLanes<A>;
+  if (from.stride == 1) {
+    if (count == L) {
+      for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load(from.lane[l] + first) : Vec<A>{};
+    } else {
+      for (int l = 0; l < L; ++l) {
+        square[l] = from.lane[l] ? load_partial(from.lane[l] + first, count) : Vec<A>{};
+      }
+    }
+    transpose<A>(square);
+  } else if (from.are_neighbours()) {
+    for (int i = 0; i < count; ++i) square[i] = load(from.lane[0] + (first + i) * from.stride);
+  } else {
+    for (int i = 0; i < count; ++i) {
+      E gathered[L] = {};
+      for (int l = 0; l < L; ++l) {
+        if (from.lane[l]) gathered[l] = from.lane[l][(first + i) * from.stride];
+      }
+      square[i] = load(gathered);
+    }
+  }
+}
+
 // to[i] = element i of all lanes, 0 <= i < count.
 template <class E>
 void load_tile(const Lanes<const E>& from, int64_t count, Vec<Accumulator<E>>* to) {
-  using A = Accumulator<E>;
-  using V = Vec<A>;
-  constexpr int L = kLanes<A>;
-  if (from.stride == 1) {
-    for (int64_t i = 0; i < count; i += L) {
-      V square[L];
-      const int here = count - i < L ? int(count - i) : L;
-      if (here == L) {
-        for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load(from.lane[l] + i) : V{};
-        transpose<A>(square);
-        for (int l = 0; l < L; ++l) to[i + l] = square[l];
-      } else {
-        for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load_partial(from.lane[l] + i, here) : V{};
-        transpose<A>(square);
-        for (int l = 0; l < here; ++l) to[i + l] = square[l];
-      }
-    }
-  } else if (from.are_neighbours()) {
-    for (int64_t i = 0; i < count; ++i) to[i] = load(from.lane[0] + i * from.stride);
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      E gathered[L] = {};
-      for (int l = 0; l < L; ++l) {
-        if (from.lane[l]) gathered[l] = from.lane[l][i * from.stride];
-      }
-      to[i] = load(gathered);
-    }
+  constexpr int L = kLanes<Accumulator<E>>;
+  for (int64_t first = 0; first < count; first += L) {
+    Vec<Accumulator<E>> square[L];
+    const int here = count - first < L ? int(count - first) : L;
+    load_square(from, first, here, square);
+    for (int i = 0; i < here; ++i) to[first + i] = square[i];
   }
 }
 
@@ -67,7 +75,9 @@ DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
     transpose<A>(square);
     for (int l = 0; l < L; ++l) {
       if (!to.lane[l]) continue;
-      if (count == L) {
+      if (count == L && to.streaming) {
+        stream(to.lane[l] + first, square[l]);
+      } else if (count == L) {
         store(to.lane[l] + first, square[l]);
       } else {
         store_partial(to.lane[l] + first, square[l], count);
@@ -97,7 +107,32 @@ DCTPS_INLINE void store_tile(const Lanes<E>& to, int64_t count, const Value& val
     for (int i = here; i < L; ++i) square[i] = Vec<Accumulator<E>>{};
     store_square(to, first, here, square);
   }
+  if (to.streaming) end_streaming();
 }
+
+// Fetches a tile's rows into the second-level cache bit by bit, while other work goes on.
+template <class E>
+class Prefetch {
+ public:
+  // Nothing is fetched where `wanted` is false, or where rows are not contiguous.
+  Prefetch(const Lanes<const E>& rows, int64_t count, bool wanted)
+      : rows_(rows),
+        end_(wanted && rows.stride == 1 ? kRows * ((count * int64_t(sizeof(E)) + 63) / 64) : 0) {}
+
+  // The next lines, as many as `elements` vectors of elements fill.
+  DCTPS_INLINE void advance(int64_t elements) {
+    const int64_t lines = elements * int64_t(kRows * sizeof(E)) / 64;
+    for (const int64_t stop = line_ + lines < end_ ? line_ + lines : end_; line_ < stop; ++line_) {
+      const E* row = rows_.lane[line_ % kRows];
+      if (row) __builtin_prefetch(reinterpret_cast<const char*>(row) + line_ / kRows * 64, 0, 2);
+    }
+  }
+
+ private:
+  static constexpr int kRows = kLanes<Accumulator<E>>;
+  const Lanes<const E>& rows_;
+  int64_t line_ = 0, end_;
+};
 
 }  // namespace DCTPS_ISA
 }  // namespace dctps

@@ -102,25 +102,28 @@ class TileTransform {
   explicit TileTransform(const Plan<A>& plan) : plan_(plan) {}
 
   // From x [length] (zero-padded; left as it is) to work [work_size], of which finish(work, k) reads y[k].
-  void forward(const V* x, V* work) const {
+  // Meanwhile calls meanwhile(v) now and then, after v more of the values have been worked on.
+  template <class Meanwhile>
+  void forward(const V* x, V* work, Meanwhile&& meanwhile) const {
     if (plan_.is_bluestein()) {
       combine_all(plan_.start, x, work);
-      convolve(work, A(1));
+      convolve(work, A(1), meanwhile);
     } else if (plan_.root < 0) {
       work[0] = x[0];
     } else {
-      run<false>(plan_.root, work, 1, x);
+      run<false>(plan_.root, work, 1, x, meanwhile);
     }
   }
   DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(plan_.finish[size_t(k)], work); }
 
   // The transpose: from v [length], of which adjoint_finish(work, i) reads x[i].
-  void adjoint(const V* v, V* work) const {
+  template <class Meanwhile>
+  void adjoint(const V* v, V* work, Meanwhile&& meanwhile) const {
     combine_all(plan_.adjoint_start, v, work);
     if (plan_.is_bluestein()) {
-      convolve(work, A(-1));
+      convolve(work, A(-1), meanwhile);
     } else if (plan_.root >= 0) {
-      run<true>(plan_.root, work, 1, nullptr);
+      run<true>(plan_.root, work, 1, nullptr, meanwhile);
     }
   }
   DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const {
@@ -137,8 +140,9 @@ class TileTransform {
   }
 
   // Convolution with the kernel whose spectrum the plan holds; sign = -1 takes the conjugate spectrum.
-  void convolve(V* work, A sign) const {
-    run<false>(plan_.root, work, 1, nullptr);
+  template <class Meanwhile>
+  void convolve(V* work, A sign, Meanwhile& meanwhile) const {
+    run<false>(plan_.root, work, 1, nullptr, meanwhile);
     for (int s = 0;
          s < plan_.work_size;) {  // the passes end in pairs: one real part, then its imaginary part
       const A re = plan_.spectrum[size_t(s)], im = plan_.spectrum[size_t(s + 1)] * sign;
@@ -147,27 +151,28 @@ class TileTransform {
       work[s] = r;
       s += 2;
     }
-    run<true>(plan_.root, work, 1, nullptr);
+    run<true>(plan_.root, work, 1, nullptr, meanwhile);
   }
 
   // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
   // order.
-  template <bool Adjoint>
-  void run(int number, V* work, int blocks, const V* input) const {
+  template <bool Adjoint, class Meanwhile>
+  void run(int number, V* work, int blocks, const V* input, Meanwhile& meanwhile) const {
     if (number < 0) return;
     const Pass<A>& pass = plan_.passes[size_t(number)];
+    const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
     const bool is_leaf = pass.real_child < 0 && pass.complex_child < 0;
     if (is_leaf) {
       apply<Adjoint>(pass, work, blocks, input);
+      meanwhile(size * blocks);
       return;
     }
-    const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
     for (int b = 0; b < blocks; ++b, work += size) {
       if (!Adjoint) apply<Adjoint>(pass, work, 1, input);
-      run<Adjoint>(pass.real_child, work, pass.real_children, nullptr);
+      run<Adjoint>(pass.real_child, work, pass.real_children, nullptr, meanwhile);
       run<Adjoint>(pass.complex_child, work + int64_t(pass.real_children) * pass.real_child_length,
-                   pass.complex_children, nullptr);
+                   pass.complex_children, nullptr, meanwhile);
       if (Adjoint) apply<Adjoint>(pass, work, 1, nullptr);
     }
   }

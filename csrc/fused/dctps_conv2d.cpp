@@ -95,13 +95,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   check_shape(op, "dy", dy, {x.size(0), conv.m, conv.out_height, conv.out_width});
   const SparseOperand s(op, values, index, conv.m, conv.n, dy);
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
-  const auto [wants_dx, wants_dvalues, wants_dalpha, wants_dbias] = output_mask;
-
+  const bool wants_dx = output_mask[0];
   const Tensor dx =
       wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
-  const Tensor dvalues = zero_sums(wants_dvalues, {s.matrix.nnz}, dy);
-  const Tensor dalpha = zero_sums(wants_dalpha && alpha_operand.data(), {}, dy);
-  const Tensor dbias = zero_sums(wants_dbias, {conv.m}, dy);
+  const ParameterGradients gradients(output_mask, s, alpha_operand.data(), dy);
   conv2d_backward_cpu({.dtype = dtype,
                        .batch = x.size(0),
                        .geometry = conv.geometry,
@@ -110,10 +107,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
                        .dx = wants_dx ? images_of(dx) : Images{},
                        .alpha = alpha_operand.data(),
                        .s = s.matrix,
-                       .dvalues = mutable_data_or_null(dvalues),
-                       .dalpha = mutable_data_or_null(dalpha),
-                       .dbias = mutable_data_or_null(dbias)});
-  return {dx, finished_sums(dvalues, dy), finished_sums(dalpha, dy), finished_sums(dbias, dy)};
+                       .sums = gradients.sums()});
+  return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
 }
 
 TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {

@@ -3,6 +3,7 @@
 
 #include "common/isa.h"
 #include "common/types.h"
+#include "fused/parameter_sums.h"
 #include "sparse/sparse.h"
 
 namespace dctps {
@@ -31,8 +32,7 @@ struct Conv2dForwardArgs {
   const void* bias = nullptr;   // [m], accumulator type; may be null
 };
 
-// Null outputs are not computed. The sums dvalues, dalpha, dbias are in the accumulator's type and must come
-// in as zeros.
+// The gradients of dctps_linear.h, for patches. Null outputs are not computed.
 struct Conv2dBackwardArgs {
   DType dtype;
   int64_t batch;
@@ -40,9 +40,7 @@ struct Conv2dBackwardArgs {
   Images dy = {}, x = {}, dx = {};  // x.data is read only for dvalues and dalpha
   const void* alpha = nullptr;
   SparseMatrix s = {};
-  void* dvalues = nullptr;  // [nnz]
-  void* dalpha = nullptr;   // [1]
-  void* dbias = nullptr;    // [m]
+  ParameterSums sums = {};
 };
 
 DCTPS_CPU_KERNEL(conv2d_forward_cpu, Conv2dForwardArgs)

@@ -60,7 +60,7 @@ void forward(const Conv2dForwardArgs& args) {
         };
         if (shape.plan) {
           const TileTransform<A> transform(*shape.plan);
-          transform.forward(patches, work);
+          transform.forward(patches, work, [](int64_t) {});
           store_tile<E>(y, shape.filters_per_group, [&](int64_t k) {
             return sparse_and_bias(first + k, transform.finish(work, first + k) * shape.alpha);
           });
@@ -124,11 +124,13 @@ void backward(const Conv2dBackwardArgs& args) {
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
   const bool wants_dx = args.dx.data;
-  A* const dvalues = static_cast<A*>(args.dvalues);
-  A* const dalpha = static_cast<A*>(args.dalpha);
-  A* const dbias = static_cast<A*>(args.dbias);
+  A* const dvalues = static_cast<A*>(args.sums.dvalues);
+  double* const dalpha = args.sums.dalpha;
+  A* const dbias = static_cast<A*>(args.sums.dbias);
   const Shape<E> shape(args.geometry, args.x, args.dy, args.alpha, args.alpha && (wants_dx || dalpha));
   const SparseMatrix& s = args.s;
+  A* const values = static_cast<A*>(args.sums.scratch);  // in column order
+  values_by_column(s, values);
 
   const int64_t images_per_unit = (kPixelsPerUnit + shape.pixels_per_image - 1) / shape.pixels_per_image;
   const int64_t dx_size = wants_dx ? images_per_unit * args.x.height * args.x.width * args.x.channels : 0;
@@ -143,7 +145,7 @@ void backward(const Conv2dBackwardArgs& args) {
       for (int64_t i = 0; i < dx_size; ++i) scratch.dx[i] = A(0);
       if (dvalues) std::memset(scratch.dvalues, 0, size_t(s.nnz) * sizeof(A));
       if (dbias) std::memset(scratch.dbias, 0, size_t(shape.m) * sizeof(A));
-      V dalpha_lanes{};
+      double dalpha_part = 0;
 
       const int64_t end = (first_image + images) * shape.pixels_per_image;
       for (int64_t p = first_image * shape.pixels_per_image; p < end; p += L) {
@@ -162,32 +164,37 @@ void backward(const Conv2dBackwardArgs& args) {
                                           scratch.patches);
           }
 
-          Lanes<A> rows;
-          rows.stride = 1;
-          for (int l = 0; l < L; ++l) rows.lane[l] = scratch.rows + l * shape.n;
-          auto sparse_part = [&](int64_t i) { return s.nnz ? sparse_column<A>(s, i, scratch.dy) : V{}; };
-          if (shape.plan) {
-            const TileTransform<A> transform(*shape.plan);
-            transform.adjoint(scratch.dy, scratch.work);
-            for (int64_t i = 0; dalpha && i < shape.n; ++i) {
-              dalpha_lanes += transform.adjoint_finish(scratch.work, i) * scratch.patches[i];
+          if (shape.plan) TileTransform<A>(*shape.plan).adjoint(scratch.dy, scratch.work, [](int64_t) {});
+
+          V dalpha_lanes{};
+          EntrySums<A> entry_sums(scratch.dvalues);
+          auto gradient_of = [&](int64_t i) {
+            V gradient{};
+            if (shape.plan) {
+              gradient = TileTransform<A>(*shape.plan).adjoint_finish(scratch.work, i);
+              if (dalpha) dalpha_lanes += gradient * scratch.patches[i];
+              gradient *= shape.alpha;
             }
-            if (wants_dx) {
-              store_tile<A>(rows, shape.n, [&](int64_t i) {
-                return transform.adjoint_finish(scratch.work, i) * shape.alpha + sparse_part(i);
-              });
+            if (s.nnz && dvalues) {
+              gradient +=
+                  sparse_column<A>(s, values, i, scratch.dy, scratch.patches[i], first, last, entry_sums);
+            } else if (s.nnz) {
+              gradient += sparse_column<A>(s, values, i, scratch.dy);
             }
-          } else if (wants_dx) {
-            store_tile<A>(rows, shape.n, sparse_part);
-          }
+            return gradient;
+          };
           if (wants_dx) {
+            Lanes<A> rows;
+            rows.stride = 1;
+            for (int l = 0; l < L; ++l) rows.lane[l] = scratch.rows + l * shape.n;
+            store_tile<A>(rows, shape.n, gradient_of);
             tile.add_patches(args.geometry, args.x, first_image, channel, shape.channels_per_group,
                              scratch.rows, scratch.dx);
+          } else if (dvalues || dalpha) {
+            for (int64_t i = 0; i < shape.n; ++i) gradient_of(i);
           }
-          if (dvalues) {
-            add_sampled_products<A>(s, s.crow[first], s.crow[last], scratch.dy, scratch.patches,
-                                    scratch.dvalues);
-          }
+          if (dvalues) entry_sums.finish();
+          if (dalpha) dalpha_part += lane_sum<A>(dalpha_lanes);
           if (dbias) add_lane_sums<A>(scratch.dy + first, shape.filters_per_group, scratch.dbias + first);
         }
       }
@@ -195,10 +202,11 @@ void backward(const Conv2dBackwardArgs& args) {
       sections.in_turn(0, unit, [&] {
         if (dvalues) add(scratch.dvalues, s.nnz, dvalues);
         if (dbias) add(scratch.dbias, shape.m, dbias);
-        if (dalpha) add_lane_sums<A>(&dalpha_lanes, 1, dalpha);
+        if (dalpha) *dalpha += dalpha_part;
       });
     };
   });
+  if (dvalues) to_csr_order(s, values, dvalues);
 }
 
 }  // namespace

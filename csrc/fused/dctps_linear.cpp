@@ -38,12 +38,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(
                     ": dy: expected the leading dimensions of x, ", x.sizes(), ", got ", dy.sizes());
   const SparseOperand s(op, values, index, m, n, dy);
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
-  const auto [wants_dx, wants_dvalues, wants_dalpha, wants_dbias] = output_mask;
-
+  const bool wants_dx = output_mask[0];
   const Tensor dx = wants_dx ? empty_with_last(x, n) : at::empty({0}, x.options());
-  const Tensor dvalues = zero_sums(wants_dvalues, {s.matrix.nnz}, dy);
-  const Tensor dalpha = zero_sums(wants_dalpha && alpha_operand.data(), {}, dy);
-  const Tensor dbias = zero_sums(wants_dbias, {m}, dy);
+  const ParameterGradients gradients(output_mask, s, alpha_operand.data(), dy);
   const RowsOperand dy_rows(dy), x_rows(x);
   linear_backward_cpu({.dtype = dtype,
                        .rows = dy_rows.rows(),
@@ -54,10 +51,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(
                        .dx = wants_dx ? output_rows(dx) : Rows{},
                        .alpha = alpha_operand.data(),
                        .s = s.matrix,
-                       .dvalues = mutable_data_or_null(dvalues),
-                       .dalpha = mutable_data_or_null(dalpha),
-                       .dbias = mutable_data_or_null(dbias)});
-  return {dx, finished_sums(dvalues, dy), finished_sums(dalpha, dy), finished_sums(dbias, dy)};
+                       .sums = gradients.sums()});
+  return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
 }
 
 TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {

@@ -4,6 +4,7 @@
 
 #include "common/isa.h"
 #include "common/types.h"
+#include "fused/parameter_sums.h"
 #include "sparse/sparse.h"
 
 namespace dctps {
@@ -25,9 +26,8 @@ struct LinearForwardArgs {
   const void* bias = nullptr;   // [m], accumulator type; may be null
 };
 
-// dx[b] = alpha D^T dy[b] + S^T dy[b];  dvalues[t] = sum_b dy[b, row t] x[b, col t];  dalpha = sum_b <D^T
-// dy[b], x[b]>; dbias = sum_b dy[b]. Null outputs are not computed. The sums are in the accumulator's type
-// and must come in as zeros.
+// dx[b] = alpha D^T dy[b] + S^T dy[b];  dvalues[t] = sum_b dy[b, row t] x[b, col t];  dbias = sum_b dy[b];
+// dalpha = sum_b <D^T dy[b], x[b]>. Null outputs are not computed.
 struct LinearBackwardArgs {
   DType dtype;
   int64_t rows;
@@ -36,9 +36,7 @@ struct LinearBackwardArgs {
   Rows dx = {};
   const void* alpha = nullptr;
   SparseMatrix s = {};
-  void* dvalues = nullptr;  // [nnz]
-  void* dalpha = nullptr;   // [1]
-  void* dbias = nullptr;    // [m]
+  ParameterSums sums = {};
 };
 
 DCTPS_CPU_KERNEL(linear_forward_cpu, LinearForwardArgs)

@@ -23,6 +23,14 @@ Lanes<E> lanes_of(const Rows& matrix, int64_t first, int64_t rows) {
   return result;
 }
 
+// Results larger than this are written past the caches: they would push everything else out and be gone
+// themselves before they are read. (Measured: stores of 16 rows a power of two apart then cost half.)
+constexpr int64_t kStreamBytes = 8 << 20;
+
+// The rows that this thread will probably take next are fetched while the current ones are transformed. Longer
+// rows would push the current tile out of the cache.
+constexpr int64_t kPrefetchBytes = 128 << 10;
+
 template <class E>
 void forward(const LinearForwardArgs& args) {
   using A = Accumulator<E>;
@@ -32,19 +40,23 @@ void forward(const LinearForwardArgs& args) {
   const auto plan = args.alpha ? get_plan<A>(q) : nullptr;
   const A* bias = static_cast<const A*>(args.bias);
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(0);
+  const bool streams = args.rows * args.m * int64_t(sizeof(E)) >= kStreamBytes;
 
   parallel_chunks((args.rows + L - 1) / L, [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
     V* x = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
     V* work = x + q;
     for (int64_t i = args.n; i < q; ++i) x[i] = V{};
-    return [&args, &plan, x, work, bias, alpha](int64_t tile) {
+    return [&args, &plan, x, work, bias, alpha, q, streams](int64_t tile) {
       load_tile<E>(lanes_of<const E>(args.x, tile * L, args.rows), args.n, x);
-      const Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
+      Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
+      y.streaming = streams;
       const SparseMatrix& s = args.s;
       if (plan) {
         const TileTransform<A> transform(*plan);
-        transform.forward(x, work);
+        const Lanes<const E> next = lanes_of<const E>(args.x, (tile + max_workers()) * L, args.rows);
+        Prefetch<E> prefetch(next, args.n, q * int64_t(sizeof(V)) <= kPrefetchBytes);
+        transform.forward(x, work, [&](int64_t values) { prefetch.advance(values); });
         store_tile<E>(y, args.m, [&](int64_t k) {
           V value = transform.finish(work, k) * alpha;
           if (s.nnz) value += sparse_row<A>(s, k, x);
@@ -60,8 +72,7 @@ void forward(const LinearForwardArgs& args) {
   });
 }
 
-// Entries a section of the shared sums holds: enough that taking turns costs little beside the work.
-constexpr int64_t kEntriesPerSection = 2048;
+// The columns of S are dealt with in this many sections, so that threads can add to dvalues one behind the other.
 constexpr int64_t kMostSections = 16;
 
 template <class E>
@@ -70,65 +81,92 @@ void backward(const LinearBackwardArgs& args) {
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
   const int64_t q = args.m > args.n ? args.m : args.n;
-  const bool wants_dx = args.dx.data, wants_x = args.dvalues || args.dalpha;
-  const bool transforms = args.alpha && (wants_dx || args.dalpha);
+  const bool wants_dx = args.dx.data, wants_x = args.sums.dvalues || args.sums.dalpha;
+  const bool transforms = args.alpha && (wants_dx || args.sums.dalpha);
   const auto plan = transforms ? get_plan<A>(q) : nullptr;
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(0);
-  A* const dvalues = static_cast<A*>(args.dvalues);
-  A* const dalpha = static_cast<A*>(args.dalpha);
-  A* const dbias = static_cast<A*>(args.dbias);
+  A* const dvalues = static_cast<A*>(args.sums.dvalues);
+  double* const dalpha = args.sums.dalpha;
+  A* const dbias = static_cast<A*>(args.sums.dbias);
   const SparseMatrix& s = args.s;
+  A* const values = static_cast<A*>(args.sums.scratch);  // in column order
+  values_by_column(s, values);
+  const bool streams = args.rows * args.n * int64_t(sizeof(E)) >= kStreamBytes;
 
-  const int64_t wanted = (s.nnz + kEntriesPerSection - 1) / kEntriesPerSection;
-  const int value_sections = !dvalues ? 0 : int(wanted < kMostSections ? wanted : kMostSections);
-  OrderedSections sections(value_sections + 1);  // the last one: dbias and dalpha
+  const int64_t column_blocks = (args.n + L - 1) / L;
+  const int64_t most = s.nnz && dvalues ? kMostSections : 1;
+  const int column_sections = int(column_blocks < most ? column_blocks : most);
+  OrderedSections sections(column_sections + 1);  // the last one: dbias and dalpha
 
   parallel_chunks((args.rows + L - 1) / L, [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
-    V* dy = static_cast<V*>(thread_workspace(size_t(2 * q + work_size) * sizeof(V)));
-    V* x = dy + q;
-    V* work = x + q;
+    V* dy = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
+    V* work = dy + q;
     for (int64_t i = args.m; i < q; ++i) dy[i] = V{};
-    return [&, dy, x, work](int64_t tile) {
+    return [&, dy, work](int64_t tile) {
       load_tile<E>(lanes_of<const E>(args.dy, tile * L, args.rows), args.m, dy);
-      if (wants_x) load_tile<E>(lanes_of<const E>(args.x, tile * L, args.rows), args.n, x);
-
-      V dalpha_lanes{};
-      auto sparse_part = [&](int64_t i) { return s.nnz ? sparse_column<A>(s, i, dy) : V{}; };
-      const Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
+      const Lanes<const E> x = lanes_of<const E>(args.x, tile * L, args.rows);
+      Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
+      dx.streaming = streams;
       if (plan) {
-        const TileTransform<A> transform(*plan);
-        transform.adjoint(dy, work);
-        if (wants_dx) {
-          store_tile<E>(dx, args.n, [&](int64_t i) {
-            const V gradient = transform.adjoint_finish(work, i);
-            if (dalpha) dalpha_lanes += gradient * x[i];
-            return gradient * alpha + sparse_part(i);
-          });
-        } else {
-          for (int64_t i = 0; i < args.n; ++i) dalpha_lanes += transform.adjoint_finish(work, i) * x[i];
-        }
-      } else if (wants_dx) {
-        store_tile<E>(dx, args.n, sparse_part);
-      }
-
-      for (int part = 0; part < value_sections; ++part) {
-        // Boundaries at multiples of L, so that a section never splits one vector of sums.
-        const int64_t blocks = (s.nnz + L - 1) / L;
-        const int64_t begin = part * blocks / value_sections * L,
-                      end = (part + 1) * blocks / value_sections * L;
-        sections.in_turn(part, tile, [&] {
-          add_sampled_products<A>(s, begin, end < s.nnz ? end : s.nnz, dy, x, dvalues);
+        const int64_t next_tile = (tile + max_workers()) * L;
+        const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile, args.rows);
+        const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile, args.rows);
+        const bool prefetches = q * int64_t(sizeof(V)) <= kPrefetchBytes;
+        Prefetch<E> prefetch_dy(next_dy, args.m, prefetches);
+        Prefetch<E> prefetch_x(next_x, args.n, prefetches && wants_x);
+        TileTransform<A>(*plan).adjoint(dy, work, [&](int64_t count) {
+          prefetch_dy.advance(count);
+          prefetch_x.advance(count);
         });
       }
+
+      double dalpha_part = 0;
+      // Columns begin .. end - 1 of dx, and what they add to dvalues and dalpha.
+      auto columns = [&](int64_t begin, int64_t end) {
+        EntrySums<A> entry_sums(dvalues + (s.nnz && dvalues ? s.ccol[begin] : 0));
+        for (int64_t first = begin; first < end; first += L) {
+          const int here = end - first < L ? int(end - first) : L;
+          V x_square[L], dx_square[L], dalpha_lanes{};
+          if (wants_x) load_square<E>(x, first, here, x_square);
+          for (int c = 0; c < here; ++c) {
+            V gradient{};
+            if (plan) {
+              gradient = TileTransform<A>(*plan).adjoint_finish(work, first + c);
+              if (dalpha) dalpha_lanes += gradient * x_square[c];
+              gradient *= alpha;
+            }
+            if (s.nnz && dvalues) {
+              gradient += sparse_column<A>(s, values, first + c, dy, x_square[c], 0, args.m, entry_sums);
+            } else if (s.nnz) {
+              gradient += sparse_column<A>(s, values, first + c, dy);
+            }
+            dx_square[c] = gradient;
+          }
+          if (dalpha) dalpha_part += lane_sum<A>(dalpha_lanes);
+          if (wants_dx) store_square(dx, first, here, dx_square);
+        }
+        if (dvalues) entry_sums.finish();
+      };
+      if (s.nnz && dvalues) {
+        for (int part = 0; part < column_sections; ++part) {
+          const int64_t begin = part * column_blocks / column_sections * L;
+          const int64_t end = (part + 1) * column_blocks / column_sections * L;
+          sections.in_turn(part, tile, [&] { columns(begin, end < args.n ? end : args.n); });
+        }
+      } else if (wants_dx || dalpha) {
+        columns(0, args.n);
+      }
+      if (streams) end_streaming();
       if (dbias || dalpha) {
-        sections.in_turn(value_sections, tile, [&] {
+        sections.in_turn(column_sections, tile, [&] {
           if (dbias) add_lane_sums<A>(dy, args.m, dbias);
-          if (dalpha) add_lane_sums<A>(&dalpha_lanes, 1, dalpha);
+          if (dalpha) *dalpha += dalpha_part;
         });
       }
     };
   });
+  if (dvalues) to_csr_order(s, values, dvalues);
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ Tensor sparse_linear_transposed_cpu(const Tensor& v, const Tensor& values, const
   check_last_dimension(op, "v", v, m);
   const SparseOperand s(op, values, index, m, n, v);
   Tensor x = empty_with_last(v, n);
+  const ParameterGradients no_gradients({}, s, false, v);
   const RowsOperand rows(v);
   linear_backward_cpu({.dtype = dtype,
                        .rows = rows.rows(),
@@ -34,7 +35,8 @@ Tensor sparse_linear_transposed_cpu(const Tensor& v, const Tensor& values, const
                        .n = n,
                        .dy = rows.view,
                        .dx = output_rows(x),
-                       .s = s.matrix});
+                       .s = s.matrix,
+                       .sums = no_gradients.sums()});
   return x;
 }
 
@@ -47,7 +49,7 @@ Tensor sddmm_cpu(const Tensor& v, const Tensor& x, const Tensor& index, int64_t 
   TORCH_CHECK_VALUE(v.sizes().slice(0, v.dim() - 1) == x.sizes().slice(0, x.dim() - 1), op,
                     ": x: expected the leading dimensions of v, ", v.sizes(), ", got ", x.sizes());
   const SparseOperand s(op, {}, index, m, n, v);
-  const Tensor dvalues = zero_sums(true, {s.matrix.nnz}, v);
+  const ParameterGradients gradients({false, true, false, false}, s, false, v);
   const RowsOperand v_rows(v), x_rows(x);
   linear_backward_cpu({.dtype = dtype,
                        .rows = v_rows.rows(),
@@ -56,8 +58,8 @@ Tensor sddmm_cpu(const Tensor& v, const Tensor& x, const Tensor& index, int64_t 
                        .dy = v_rows.view,
                        .x = x_rows.view,
                        .s = s.matrix,
-                       .dvalues = mutable_data_or_null(dvalues)});
-  return finished_sums(dvalues, v);
+                       .sums = gradients.sums()});
+  return std::get<0>(gradients.finished(v));
 }
 
 TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {

@@ -1,5 +1,5 @@
-// Sparse products of a tile: one row of S, or of its transpose, times kLanes vectors at once; and the sampled
-// dense-dense product that is the gradient of S's values.
+// Sparse products of a tile: one row of S, or of its transpose, times kLanes vectors at once; and with the latter
+// the sampled dense-dense product that is the gradient of S's values.
 #pragma once
 
 #include "common/parallel.h"
@@ -25,49 +25,88 @@ DCTPS_INLINE Vec<A> sparse_row(const SparseMatrix& s, int64_t r, const Vec<A>* x
   return even + odd;
 }
 
-// (S^T v)[c] of all lanes; v [m].
+// The gradient of S's values, in column order: sums[t] += sum over lanes of the products that add() is given, one
+// for each entry in turn. The lanes are summed for kLanes entries together.
 template <class A>
-DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, int64_t c, const Vec<A>* v) {
-  const A* values = static_cast<const A*>(s.values);
-  const int32_t* row = s.row;
-  const int32_t* perm = s.perm;
+class EntrySums {
+ public:
+  using V = Vec<A>;
+
+  explicit EntrySums(A* first) : next_(first) {}
+
+  DCTPS_INLINE void add(V product) {
+    pending_[count_++] = product;
+    if (count_ == kLanes<A>) {
+      store(next_, load(next_) + sum_lanes<A>(pending_));
+      next_ += kLanes<A>;
+      count_ = 0;
+    }
+  }
+
+  // The last few; must be called at the end.
+  void finish() {
+    if (!count_) return;
+    for (int l = count_; l < kLanes<A>; ++l) pending_[l] = V{};
+    const V sums = sum_lanes<A>(pending_);
+    store_partial(next_, load_partial(next_, count_) + sums, count_);
+  }
+
+ private:
+  A* next_;
+  int count_ = 0;
+  V pending_[kLanes<A>];
+};
+
+// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order.
+template <class A>
+DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v) {
   const int32_t end = s.ccol[c + 1];
   Vec<A> even{}, odd{};
   int32_t t = s.ccol[c];
   for (; t + 2 <= end; t += 2) {
-    even += v[row[t]] * values[perm[t]];
-    odd += v[row[t + 1]] * values[perm[t + 1]];
+    even += v[s.row[t]] * values[t];
+    odd += v[s.row[t + 1]] * values[t + 1];
   }
-  if (t < end) even += v[row[t]] * values[perm[t]];
+  if (t < end) even += v[s.row[t]] * values[t];
   return even + odd;
 }
 
-// dvalues[t] += sum over lanes of v[row t] x[col t], for the entries begin <= t < end.
+// The same, and the gradient of the values of column c, whose input is x. Only entries in the rows first .. last - 1
+// have a part in it: the filters of one group of a convolution.
 template <class A>
-void add_sampled_products(const SparseMatrix& s, int64_t begin, int64_t end, const Vec<A>* v, const Vec<A>* x,
-                          A* dvalues) {
-  constexpr int L = kLanes<A>;
-  if (begin >= end) return;
-  int64_t r = 0;  // the row of entry `begin`: the last with crow[r] <= begin
-  for (int64_t high = s.m; high - r > 1;) {
-    const int64_t middle = (r + high) / 2;
-    (s.crow[middle] <= begin ? r : high) = middle;
+DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v,
+                                  Vec<A> x, int64_t first, int64_t last, EntrySums<A>& sums) {
+  const int32_t end = s.ccol[c + 1];
+  Vec<A> result{};
+  for (int32_t t = s.ccol[c]; t < end; ++t) {
+    const int32_t r = s.row[t];
+    const Vec<A> entry = v[r];
+    result += entry * values[t];
+    sums.add(r >= first && r < last ? entry * x : Vec<A>{});
   }
-  for (int64_t t = begin; t < end; t += L) {
-    Vec<A> products[L];
-    const int here = end - t < L ? int(end - t) : L;
-    for (int l = 0; l < here; ++l) {
-      while (t + l >= s.crow[r + 1]) ++r;
-      products[l] = v[r] * x[s.col[t + l]];
-    }
-    for (int l = here; l < L; ++l) products[l] = Vec<A>{};
-    const Vec<A> sums = sum_lanes<A>(products);
-    if (here == L) {
-      store(dvalues + t, load(dvalues + t) + sums);
-    } else {
-      store_partial(dvalues + t, load_partial(dvalues + t, here) + sums, here);
-    }
-  }
+  return result;
+}
+
+// S's values in column order; zeros where there are none, because only their gradient is wanted.
+template <class A>
+void values_by_column(const SparseMatrix& s, A* by_column) {
+  const A* values = static_cast<const A*>(s.values);
+  for (int64_t t = 0; t < s.nnz; ++t) by_column[t] = values ? values[s.perm[t]] : A(0);
+}
+
+// Puts sums that are in column order into CSR order.
+template <class A>
+void to_csr_order(const SparseMatrix& s, A* scratch, A* sums) {
+  std::memcpy(scratch, sums, size_t(s.nnz) * sizeof(A));
+  for (int64_t t = 0; t < s.nnz; ++t) sums[s.perm[t]] = scratch[t];
+}
+
+// Sum over lanes, for one vector.
+template <class A>
+DCTPS_INLINE double lane_sum(Vec<A> v) {
+  double sum = 0;
+  for (int l = 0; l < kLanes<A>; ++l) sum += double(v[l]);
+  return sum;
 }
 
 // sums[i] += sum over lanes of v[i], 0 <= i < count.

@@ -60,7 +60,8 @@ void test_against_naive_sums(int64_t m, int64_t n, DType dtype) {
   const T alpha = T(0.75);
   std::vector<T> y(x.size() / size_t(n) * size_t(m)), dx(x.size()), dvalues(values.size()),
       dbias(bias.size());
-  T dalpha = 0;
+  std::vector<T> scratch(values.size());
+  double dalpha = 0;
   linear_forward_cpu({.dtype = dtype,
                       .rows = rows,
                       .m = m,
@@ -79,9 +80,7 @@ void test_against_naive_sums(int64_t m, int64_t n, DType dtype) {
                        .dx = {dx.data(), n, 1},
                        .alpha = &alpha,
                        .s = support.matrix(values),
-                       .dvalues = dvalues.data(),
-                       .dalpha = &dalpha,
-                       .dbias = dbias.data()});
+                       .sums = {scratch.data(), dvalues.data(), &dalpha, dbias.data()}});
 
   double expected_dalpha = 0;
   std::vector<double> expected_dvalues(values.size()), expected_dbias(bias.size());
@@ -112,7 +111,7 @@ void test_against_naive_sums(int64_t m, int64_t n, DType dtype) {
     CHECK(close(expected_dvalues[k], dvalues[k], double(rows)));
     CHECK(close(expected_dbias[k], dbias[k], double(rows)));
   }
-  CHECK(close(expected_dalpha, dalpha, double(rows * q)));
+  CHECK(close(expected_dalpha, T(dalpha), double(rows * q)));
 }
 
 // The wave of chunks through the shared sums must leave the same bits every time, however threads interleave.
@@ -123,7 +122,7 @@ void test_sums_repeat_exactly() {
   const auto values = check::values<float>(q, 7);
   std::vector<float> first;
   for (int run = 0; run < 20; ++run) {
-    std::vector<float> dvalues(size_t(q), 0.f);
+    std::vector<float> scratch(size_t(q), 0.f), dvalues(size_t(q), 0.f);
     linear_backward_cpu({.dtype = DType::f32,
                          .rows = rows,
                          .m = q,
@@ -131,7 +130,7 @@ void test_sums_repeat_exactly() {
                          .dy = {const_cast<float*>(dy.data()), q, 1},
                          .x = {const_cast<float*>(x.data()), q, 1},
                          .s = support.matrix(values),
-                         .dvalues = dvalues.data()});
+                         .sums = {.scratch = scratch.data(), .dvalues = dvalues.data()}});
     if (run == 0) first = dvalues;
     CHECK(dvalues == first);
   }

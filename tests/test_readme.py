@@ -1,0 +1,211 @@
+"""The README keeps its word: its code runs, its output is what is printed, what it names is there."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import dctps_ext
+from tests import checks, test_ops_conv, test_ops_linear
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+SHELL = "".join(text for language, text in BLOCKS if language == "bash")
+INLINE = re.findall(r"`([^`\n]+)`", PROSE)
+
+
+def section(title):
+    """The text below the heading `title`, up to the next heading of its level."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
+
+
+def cells(title):
+    """The cells of a section's table, row by row, without its heading."""
+    rows = [line.strip("| ").split(" | ") for line in section(title).splitlines() if line.startswith("|")]
+    return rows[2:]
+
+
+def codes(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# ---- code
+
+
+def test_python_blocks_run_in_order_and_print_what_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one of them saves a file
+    names, printed = {}, None
+    for language, text in BLOCKS:
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(text, "README.md", "exec"), names)
+            printed = printed.getvalue()
+        elif language == "text":
+            assert printed == text  # what the block before it printed
+    assert names["y"].shape == names["s"].shape == names["u"].shape == (128, 1000)
+    assert isinstance(names["plain"].fc1, torch.nn.Linear)
+
+
+def test_every_printed_output_follows_its_code():
+    languages = [language for language, _ in BLOCKS]
+    assert languages.count("python") >= 5 and languages.count("text") == 3
+    assert all(languages[i - 1] == "python" for i, language in enumerate(languages) if language == "text")
+
+
+def test_the_first_screen_is_claim_commands_quickstart():
+    assert [language for language, _ in BLOCKS[:2]] == ["bash", "python"]
+    assert len(BLOCKS[0][1].splitlines()) == 3 and len(BLOCKS[1][1].splitlines()) <= 10
+    assert "make demo" in SHELL and "make test" in SHELL and "pip install --no-build-isolation" in SHELL
+    assert README.index(BLOCKS[2][1]) < README.index("\n## ")
+
+
+# ---- names
+
+
+def test_every_path_in_the_map_exists():
+    paths = [path for first, _ in cells("Where things are") for path in codes(first)]
+    assert len(paths) > 25
+    for path in paths:
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+
+
+def test_every_other_source_file_that_is_named_exists():
+    suffixes = r"(py|toml|txt|cpp|h|cu|cuh)"
+    named = [code for code in INLINE if re.fullmatch(rf"[\w./]+/[\w./]+\.{suffixes}", code)]
+    assert named
+    for path in named:
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_map_misses_no_source_file():
+    paths = {path for first, _ in cells("Where things are") for path in codes(first)}
+    sources = [*(ROOT / "dctps_ext").glob("**/*.py"), *(ROOT / "csrc").glob("**/*.cpp")]
+    for source in sources:
+        path = source.relative_to(ROOT)
+        if path.name not in ("__init__.py", "_build_info.py"):
+            above = {f"{parent.as_posix()}/" for parent in path.parents}
+            assert path.as_posix() in paths or above & paths, path
+
+
+def test_every_make_target_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = [code for code in INLINE if code.startswith("make ")] + SHELL.splitlines()
+    targets = {match[1] for command in commands if (match := re.match(r"make ([a-z-]+)", command))}
+    assert {"demo", "test", "build", "lint", "format", "help"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def reads(name):
+    """Whether something in the repository reads the variable: a mention in a comment does not count."""
+    q = r"[\"']"  # setup.py, the package: a string of its own
+    patterns = {
+        "Makefile": rf"\$\({name}\)|\$\${name}\b",
+        "setup.py": f"{q}{name}{q}",
+        "dctps_ext/**/*.py": rf"environ\b.*{q}{name}{q}",
+        "csrc/**/*.cpp": rf'getenv\("{name}"\)',
+    }
+    return {
+        glob
+        for glob, pattern in patterns.items()
+        for path in ROOT.glob(glob)
+        if re.search(pattern, path.read_text(encoding="utf-8"))
+    }
+
+
+def test_every_environment_variable_that_is_named_is_read():
+    rows = [row for row in cells("Install") if codes(row[0])]
+    building = {name for first, when, _ in rows if when == "building" for name in codes(first)}
+    running = {name for first, when, _ in rows if when == "running" for name in codes(first)}
+    assert "DCTPS_FORCE_CPU" in building and running == {"DCTPS_ISA"}
+    torchs = Path(torch.utils.__file__).with_name("cpp_extension.py").read_text(encoding="utf-8")
+    for name in building:  # setup.py leaves some of them to torch's half of the build
+        assert "setup.py" in reads(name) or re.search(rf"environ\.get\('{name}'", torchs), name
+    for name in running:
+        assert reads(name) & {"csrc/**/*.cpp", "dctps_ext/**/*.py"}, name
+    assigned = set(re.findall(r"\b([A-Z][A-Z_]+)=", SHELL + " ".join(INLINE)))
+    assert assigned
+    for name in assigned:
+        assert reads(name), name
+
+
+def test_every_public_name_that_is_named_exists():
+    named = set(re.findall(r"dctps_ext\.(\w+)", "".join(text for lang, text in BLOCKS if lang == "python")))
+    named |= {code for code in INLINE if code in ("convert_", "allocate", "to_dense")}
+    assert {"convert_", "dctps_linear", "Support"} <= named - {"_load"} <= set(dctps_ext.__all__)
+
+
+# ---- promises
+
+
+def test_every_promise_names_a_test_that_exists():
+    rows = cells("What is exact")
+    unchecked = [row[0] for row in rows if len(row) < 2 or not (codes(row[1]) or row[1] == "same")]
+    assert len(rows) > 15 and len(unchecked) == 1 and "*not* promised" in unchecked[0]
+    for test in (test for row in rows for cell in row[1:] for test in codes(cell)):
+        path, name = test.split("::")
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.M), test
+
+
+def test_the_dtypes_and_accuracies_are_those_of_the_tests():
+    for dtype in checks.DTYPES:
+        assert str(dtype).removeprefix("torch.") in section("Limits")
+    bounds = (ROOT / "tests" / "checks.py").read_text(encoding="utf-8")
+    assert all(bound in bounds and bound in section("What is exact") for bound in ("1e-12", "2e-6"))
+    assert max(test_ops_linear.SIZES) == 4608 and min(test_ops_linear.SIZES) == 1
+    kernels = {kernel for _, _, kernel, _ in test_ops_conv.GEOMETRIES.values()}
+    assert {(1, 1), (11, 9)} <= kernels
+
+
+def test_limits_are_where_they_are_said_to_be():
+    """They are here so that whoever lifts a limit takes it out of the README too."""
+    ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("dctps_ext::")]
+    assert len(ops) >= 9
+    for op in ops:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CPU")
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA")
+    assert dctps_ext.Support.random(5, 5, 3).index.dtype == torch.int32
+    x = torch.randn(3, 8)
+    with pytest.raises(ValueError, match=f"expected a size from 1 to {2**28}, got"):
+        dctps_ext.dct(x, 2**28 + 1)
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda x: dctps_ext.dct(x).sum())(x)
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(dctps_ext.dct, (x,), (x,))
+    assert torch.equal(torch.vmap(dctps_ext.dct)(x), dctps_ext.dct(x))
+
+
+# ---- troubleshooting
+
+
+def provoked():
+    """Messages that are put together at run time, so that no source file has them whole."""
+    layer = dctps_ext.DCTpSLinear(8, 8, density=0.5)
+    for call, wrong in (
+        (layer, torch.randn(2, 8).double()),
+        (dctps_ext.dct, torch.eye(4).to_sparse()),  # as a CUDA tensor: a backend without kernels
+    ):
+        with pytest.raises((TypeError, NotImplementedError)) as caught:
+            call(wrong)
+        yield str(caught.value)
+    model = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4)))
+    with pytest.raises(ValueError) as caught:
+        dctps_ext.convert_(model)
+    yield f"ValueError: {caught.value}"
+
+
+def test_every_message_of_the_troubleshooting_table_exists():
+    folders = ("setup.py", "Makefile", "dctps_ext/**/*.py", "csrc/**/*.cpp")
+    files = [path for glob in folders for path in ROOT.glob(glob)]
+    known = [path.read_text(encoding="utf-8") for path in files] + list(provoked())
+    rows = cells("Troubleshooting")
+    assert len(rows) > 10
+    for first, _ in rows:
+        for message in codes(first):
+            text = message.replace("'CUDA'", "'SparseCPU'")
+            assert any(text in source for source in known), message
