@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.fft
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -83,14 +84,17 @@ SCOPES = {
 
 
 class Problem:
-    """A case made concrete: the layer, its dense twin, inputs, output gradients and the float64 oracle."""
+    """A case made concrete: the layer, its dense twin, inputs, output gradients and the float64 oracle.
 
-    def __init__(self, case):
+    A linear case can do without the twin, `twin=False`; then nothing of size m x n is ever made.
+    """
+
+    def __init__(self, case, twin=True):
         self.case = case
         generator = torch.Generator().manual_seed(0)
         if case.kind == "linear":
             self.layer = dctps_ext.DCTpSLinear(case.q, case.q, density=case.density)
-            self.dense = torch.nn.Linear(case.q, case.q)
+            self.dense = torch.nn.Linear(case.q, case.q) if twin else None
             shape = (case.batch, case.q)
         else:
             self.layer = dctps_ext.DCTpSConv2d(case.q, case.q, 3, padding=1, density=case.density)
@@ -98,9 +102,8 @@ class Problem:
             shape = (case.batch, case.q, case.size, case.size)
         with torch.no_grad():
             # S at the scale of the DCT's own entries, so that an error in either shows.
-            self.layer.values.normal_(
-                0, 1 / math.sqrt(case.density * max(self.layer.support.shape)), generator=generator
-            )
+            per_row = case.density * max(self.layer.support.shape)
+            self.layer.values.normal_(0, 1 / math.sqrt(per_row or 1), generator=generator)
             self.layer.alpha.fill_(ALPHA)
             self.layer.bias.normal_(generator=generator)
         self.inputs = [torch.randn(shape, generator=generator) for _ in range(INPUTS)]
@@ -110,17 +113,19 @@ class Problem:
         support = self.layer.support
         self.rows = torch.repeat_interleave(torch.arange(support.shape[0]), support.crow.diff())
         self.columns = support.col.long()
-        # The DCT of the oracle is scipy's, which shares nothing with the package.
-        m, n = support.shape
-        sparse = torch.zeros(m, n, dtype=torch.float64)
-        sparse[self.rows, self.columns] = self.layer.values.detach().double()
-        identity = np.eye(max(m, n))[:, :n]
-        dct = scipy.fft.dct(identity, axis=0, norm="ortho", overwrite_x=True)[:m]
-        self.weight = self._shaped(torch.from_numpy(dct).mul_(ALPHA).add_(sparse))
-        self.sparse = self._shaped(sparse)
-        with torch.no_grad():
-            self.dense.weight.copy_(self.weight)
-            self.dense.bias.copy_(self.layer.bias)
+        if twin:
+            # The DCT of the oracle is scipy's, which shares nothing with the package.
+            m, n = support.shape
+            sparse = torch.zeros(m, n, dtype=torch.float64)
+            sparse[self.rows, self.columns] = self.layer.values.detach().double()
+            identity = np.eye(max(m, n))[:, :n]
+            dct = scipy.fft.dct(identity, axis=0, norm="ortho", overwrite_x=True)[:m]
+            weight = self._shaped(torch.from_numpy(dct).mul_(ALPHA).add_(sparse))
+            with torch.no_grad():
+                self.dense.weight.copy_(weight)
+                self.dense.bias.copy_(self.layer.bias)
+            if case.kind == "conv":
+                self.weight, self.sparse = weight, self._shaped(sparse)
 
     def _shaped(self, matrix):
         return matrix if self.case.kind == "linear" else matrix.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
@@ -136,18 +141,45 @@ class Problem:
 
         In order: y, dx, the gradient of `values`; and for alpha*D + S those of the bias and of alpha.
         """
-        weight = (self.sparse if of_sparse else self.weight).clone().requires_grad_()
-        bias = None if of_sparse else self.layer.bias.detach().double().requires_grad_()
-        x = self.inputs[0].double().requires_grad_()
-        y = F.linear(x, weight, bias) if self.case.kind == "linear" else F.conv2d(x, weight, bias, padding=1)
-        y.backward(self.gradients[0].double())
-        results = [(y.detach(), None), (x.grad, None), (self.on_support(weight.grad), None)]
+        oracle = self._linear_oracle if self.case.kind == "linear" else self._conv_oracle
+        y, dx, dvalues, dbias, dalpha = oracle(of_sparse)
+        results = [(y, None), (dx, None), (dvalues, None)]
         if of_sparse:
             return results
         # dalpha sums terms of either sign over all of y, so its scale is at least that of random signs.
+        return [*results, (dbias, None), (dalpha, max(abs(dalpha.item()), y.numel() ** 0.5))]
+
+    def _conv_oracle(self, of_sparse):
+        weight = (self.sparse if of_sparse else self.weight).clone().requires_grad_()
+        bias = None if of_sparse else self.layer.bias.detach().double().requires_grad_()
+        x = self.inputs[0].double().requires_grad_()
+        y = F.conv2d(x, weight, bias, padding=1)
+        y.backward(self.gradients[0].double())
+        dvalues = self.on_support(weight.grad)
+        if of_sparse:
+            return y.detach(), x.grad, dvalues, None, None
         dct_part = (weight.detach() - self.sparse) / ALPHA
-        dalpha = (weight.grad * dct_part).sum()
-        return [*results, (bias.grad, None), (dalpha, max(abs(dalpha.item()), y.numel() ** 0.5))]
+        return y.detach(), x.grad, dvalues, bias.grad, (weight.grad * dct_part).sum()
+
+    def _linear_oracle(self, of_sparse):
+        """Through scipy's DCT and sparse products, so that it serves sizes whose dense W would not fit."""
+        x, g = (t[0].double().numpy() for t in (self.inputs, self.gradients))
+        rows, columns, crow = (t.numpy() for t in (self.rows, self.columns, self.layer.support.crow))
+        values = self.layer.values.detach().double().numpy()
+        sparse = scipy.sparse.csr_array((values, columns, crow), shape=self.layer.support.shape)
+        xt, gt = np.ascontiguousarray(x.T), np.ascontiguousarray(g.T)
+        y, dx = (sparse @ xt).T, (sparse.T @ gt).T
+        dvalues = np.empty_like(values)
+        chunk = max(1, 2**23 // len(x))  # entries at a time, to bound the memory of the gathered rows
+        for start in range(0, len(values), chunk):
+            part = slice(start, start + chunk)
+            np.einsum("tb,tb->t", gt[rows[part]], xt[columns[part]], out=dvalues[part])
+        if of_sparse:
+            return *map(torch.from_numpy, (y, dx, dvalues)), None, None
+        t = scipy.fft.idct(g, norm="ortho")  # D^T g, as m = n
+        y = y + ALPHA * scipy.fft.dct(x, norm="ortho") + self.layer.bias.detach().double().numpy()
+        results = (y, dx + ALPHA * t, dvalues, g.sum(axis=0), np.asarray(np.vdot(t, x)))
+        return tuple(map(torch.from_numpy, results))
 
 
 def module_peer(problem, module, name, pass_, gradients):
@@ -280,19 +312,19 @@ def sparse_peers(problem, pass_):
     ]
 
 
-def measure(case, threads, rounds):
-    """Check and time all peers of one case; returns its rows for both passes."""
+def measure(case, threads, rounds, passes=PASSES, seconds=math.inf):
+    """Check and time all peers of one case, for `seconds` a pass at most; returns a row for each peer."""
     with use_threads(threads):
         problem = Problem(case)
         whole = problem.oracle(of_sparse=False)
         sparse = problem.oracle(of_sparse=True) if case.kind == "linear" else None
         rows = []
-        for pass_ in PASSES:
-            rows += _measure_pass(problem, pass_, whole, sparse, threads, rounds)
+        for pass_ in passes:
+            rows += _measure_pass(problem, pass_, whole, sparse, threads, rounds, seconds)
         return rows
 
 
-def _measure_pass(problem, pass_, whole, sparse, threads, rounds):
+def _measure_pass(problem, pass_, whole, sparse, threads, rounds, seconds):
     case = problem.case
     layer, dense = problem.layer, problem.dense
 
@@ -321,7 +353,7 @@ def _measure_pass(problem, pass_, whole, sparse, threads, rounds):
 
     errors = [validate(p, o, TOLERANCE) for p, o in zip(peers, oracles, strict=True)]
     peaks = [_peak(peer) for peer in peers]
-    timings = interleave(peers, INPUTS, rounds, f"{case.title}, {pass_}")
+    timings = interleave(peers, INPUTS, rounds, f"{case.title}, {pass_}", seconds)
     m, n = layer.support.shape
     return [
         {
@@ -365,7 +397,7 @@ def report(rows):
     for row in rows:
         if block != (row["title"], row["threads"]):
             block = (row["title"], row["threads"])
-            lines += ["", f"{row['title']}, float32, {_threads(row['threads'])}"]
+            lines += ["", f"{row['title']}, float32, {count_threads(row['threads'])}"]
             lines.append(
                 f"  {'pass':<8} {'peer':<13} {'time':>11} {'quartiles':>17}  {'against dense':<13}"
                 f" {'held':>9} {'peak':>9} {'error':>8}"
@@ -393,7 +425,7 @@ def _against(ratio):
     return f"{1 / ratio:.1f}x faster" if ratio <= 1 else f"{ratio:.1f}x slower"
 
 
-def _threads(count):
+def count_threads(count):
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
@@ -449,10 +481,28 @@ def plot(rows, path, device):
     axes[0].set_ylabel("time a call [ms], median and quartiles")
     axes[1].legend(fontsize=8)
     first = rows[0]
-    figure.suptitle(f"{device}, {_threads(first['threads'])}, float32, batch {first['batch']}", fontsize=10)
+    figure.suptitle(
+        f"{device}, {count_threads(first['threads'])}, float32, batch {first['batch']}", fontsize=10
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def busy_warning(record, threads):
+    """What to say of an `environment()` too busy for a benchmark with so many threads, "" where it is not."""
+    if record["load"] is None or record["load"] + threads <= record["cores"] + 0.5:
+        return ""
+    # Libraries whose threads spin at a barrier lose whole time slices then, and ratios mean nothing.
+    return (
+        f"NOT TO BE TRUSTED: the machine was busy, load {record['load']:.1f} on {record['cores']} cores "
+        f"before {count_threads(threads)} of this benchmark."
+    )
+
+
+def device_slug(record):
+    """The device's name as a part of file names."""
+    return re.sub("[^a-z0-9]+", "-", record["device"].lower()).strip("-")
 
 
 def main(argv=None):
@@ -479,13 +529,8 @@ def main(argv=None):
     out = arguments.out or (Path("benchmarks/results") if name == "full" else Path("build") / name)
 
     record = environment()
-    busy = ""
-    if record["load"] is not None and record["load"] + max(arguments.threads) > record["cores"] + 0.5:
-        # Libraries whose threads spin at a barrier lose whole time slices then, and ratios mean nothing.
-        busy = (
-            f"NOT TO BE TRUSTED: the machine was busy, load {record['load']:.1f} on {record['cores']} cores "
-            f"before {_threads(max(arguments.threads))} of this benchmark."
-        )
+    busy = busy_warning(record, max(arguments.threads))
+    if busy:
         logger.warning("%s", busy)
     rows = []
     work = [(threads, case) for threads in arguments.threads for case in SCOPES[name].cases]
@@ -497,11 +542,11 @@ def main(argv=None):
     print(report(rows))
     if busy:
         print(busy)
-    stem = f"layers-{re.sub('[^a-z0-9]+', '-', record['device'].lower()).strip('-')}"
+    stem = f"layers-{device_slug(record)}"
     write_json(out / f"{stem}.json", {"environment": record, "rows": rows})
     print(f"\nsaved {out / f'{stem}.json'}")
     for threads in arguments.threads:
-        path = out / f"{stem}-{_threads(threads).replace(' ', '-')}.png"
+        path = out / f"{stem}-{count_threads(threads).replace(' ', '-')}.png"
         plot([row for row in rows if row["threads"] == threads], path, record["device"])
         print(f"saved {path}")
 

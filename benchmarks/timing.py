@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 MINIMUM_SECONDS = 2e-3  # a timed stretch is at least this long, so that the clock's reading does not count
+FEWEST_ROUNDS = 5  # a limit in seconds never leaves fewer
 
 
 class WrongResult(AssertionError):
@@ -82,12 +84,12 @@ def validate(peer, oracle, tolerance):
     return max(errors)
 
 
-def interleave(peers, inputs, rounds, description="timing"):
+def interleave(peers, inputs, rounds, description="timing", seconds=math.inf):
     """Time peers in interleaved rounds, so that a disturbance of the machine falls on all of them.
 
     Each round times every peer once, starting with another one each time; a timed stretch is as many calls as
     fill `MINIMUM_SECONDS`, each on the next of `inputs` inputs. One stretch of each before the rounds is the
-    warm-up.
+    warm-up. Slow peers may end it early: once `seconds` have passed in `FEWEST_ROUNDS` rounds or more.
 
     Returns:
         A list of `Timing`, in the order of `peers`.
@@ -105,15 +107,18 @@ def interleave(peers, inputs, rounds, description="timing"):
     for k in range(len(peers)):
         stretch(k, inputs)
     calls = [max(1, math.ceil(MINIMUM_SECONDS / stretch(k, 1))) for k in range(len(peers))]
-    seconds = [[] for _ in peers]
+    measured = [[] for _ in peers]
+    begin = time.perf_counter()
     for r in tqdm(range(rounds), desc=description, unit="round", leave=False, mininterval=0.5):
         for k in range(len(peers)):
             k = (k + r) % len(peers)
-            seconds[k].append(stretch(k, calls[k]))
+            measured[k].append(stretch(k, calls[k]))
+        if r + 1 >= FEWEST_ROUNDS and time.perf_counter() - begin >= seconds:
+            break
     timings = []
-    for values, count in zip(seconds, calls, strict=True):
+    for values, count in zip(measured, calls, strict=True):
         lower, median, upper = _quartiles(values)
-        timings.append(Timing(median, lower, upper, rounds, count))
+        timings.append(Timing(median, lower, upper, len(values), count))
     return timings
 
 
@@ -121,6 +126,17 @@ def _quartiles(values):
     if len(values) == 1:
         return values * 3
     return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def page_faults(call, inputs):
+    """Pages of memory that the system handed out a call, over one call on each of `inputs` inputs.
+
+    A fresh output costs one fault for each of its pages where the allocator gives memory back in between.
+    """
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for i in range(inputs):
+        call(i)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / inputs
 
 
 def peak_bytes(call):

@@ -17,22 +17,19 @@ TORCH_LIBRARY(dctps_ext, library) {
       "sparse_linear_transposed(Tensor v, Tensor values, Tensor index, SymInt m, SymInt n) -> Tensor");
   library.def("sddmm(Tensor v, Tensor x, Tensor index, SymInt m, SymInt n) -> Tensor");
   library.def(
-      "dctps_linear(Tensor x, Tensor values, Tensor index, Tensor? alpha, Tensor? bias, SymInt m, SymInt n) "
-      "-> Tensor");
+      "dctps_linear(Tensor x, Tensor values, Tensor index, Tensor? alpha, Tensor? bias, SymInt m, SymInt n, "
+      "str algorithm) -> Tensor");
   library.def(
       "dctps_linear_backward(Tensor dy, Tensor x, Tensor values, Tensor index, Tensor? alpha, SymInt m, "
-      "SymInt n, "
-      "bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+      "SymInt n, str algorithm, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
       "dctps_conv2d(Tensor x, Tensor values, Tensor index, Tensor? alpha, Tensor? bias, SymInt out_channels, "
-      "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> "
-      "Tensor");
-  library.def(
-      "dctps_conv2d_backward(Tensor dy, Tensor x, Tensor values, Tensor index, Tensor? alpha, SymInt "
-      "out_channels, "
       "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, "
-      "bool[4] output_mask) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "str algorithm) -> Tensor");
+  library.def(
+      "dctps_conv2d_backward(Tensor dy, Tensor x, Tensor values, Tensor index, Tensor? alpha, "
+      "SymInt out_channels, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+      "SymInt groups, str algorithm, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 PYBIND11_MODULE(_C, module) {

@@ -102,16 +102,16 @@ torch.library.register_autograd("dctps_ext::sddmm", _sddmm_backward, setup_conte
 
 
 # ---- the fused layers: one derivation for both, because both are y = op(x; values, alpha) + bias with op
-# linear in x and in (values, alpha), and `geometry` all that tells them apart.
+# linear in x and in (values, alpha), and `geometry` (with the algorithm) all that tells them apart.
 
 
 @torch.library.register_fake("dctps_ext::dctps_linear")
-def _(x, values, index, alpha, bias, m, n):
+def _(x, values, index, alpha, bias, m, n, algorithm):
     return _with_last(x, m)
 
 
 @torch.library.register_fake("dctps_ext::dctps_conv2d")
-def _(x, values, index, alpha, bias, out_channels, kernel_size, stride, padding, dilation, groups):
+def _(x, values, index, alpha, bias, out_channels, kernel_size, stride, padding, dilation, groups, algorithm):
     out = [
         (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1) // stride[d] + 1
         for d in range(2)
@@ -133,12 +133,26 @@ def _fake_gradients(dy, dx, values, alpha, m, output_mask):
 
 
 @torch.library.register_fake("dctps_ext::dctps_linear_backward")
-def _(dy, x, values, index, alpha, m, n, output_mask):
+def _(dy, x, values, index, alpha, m, n, algorithm, output_mask):
     return _fake_gradients(dy, x.new_empty(x.shape), values, alpha, m, output_mask)
 
 
 @torch.library.register_fake("dctps_ext::dctps_conv2d_backward")
-def _(dy, x, values, index, alpha, out_channels, kernel_size, stride, padding, dilation, groups, output_mask):
+def _(
+    dy,
+    x,
+    values,
+    index,
+    alpha,
+    out_channels,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    groups,
+    algorithm,
+    output_mask,
+):
     memory_format = torch._prims_common.suggest_memory_format(x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
     return _fake_gradients(dy, dx, values, alpha, out_channels, output_mask)

@@ -18,7 +18,7 @@ from .support import Support, check_int
 _log = logging.getLogger(__name__)
 
 _TWINS = dict(zip(DENSE_TYPES, (DCTpSLinear, DCTpSConv2d), strict=True))
-_KEYWORDS = ("alpha", "alpha_trainable", "offset", "seed")
+_KEYWORDS = ("alpha", "alpha_trainable", "offset", "algorithm", "seed")
 # The very dictionaries go to the new layer, so that handles which the user holds still remove their hooks.
 _HOOKS = (
     "_forward_hooks",
@@ -145,8 +145,8 @@ def convert_(
         allocation: how K is shared among the layers: "epl", "epf", "uniform" or "erk"; see `allocate`. "epf"
             also gives every row of a layer the same number, to within one.
         filter_fn: called with (name, layer); a layer for which it returns False is left.
-        layer_keywords: `alpha`, `alpha_trainable`, `offset`, `seed` of the layers (see `DCTpSLinear`). Each
-            layer has a seed of its own, made from `seed` and its name.
+        layer_keywords: `alpha`, `alpha_trainable`, `offset`, `algorithm`, `seed` of the layers, see
+            `DCTpSLinear`. Each layer has a seed of its own, made from `seed` and its name.
 
     Returns: a `ConversionReport`.
 

@@ -86,7 +86,13 @@ def sparse_linear(x: Tensor, values: Tensor, support: Support) -> Tensor:
 
 
 def dctps_linear(
-    x: Tensor, values: Tensor, support: Support, alpha: Tensor | float | None, bias: Tensor | None = None
+    x: Tensor,
+    values: Tensor,
+    support: Support,
+    alpha: Tensor | float | None,
+    bias: Tensor | None = None,
+    *,
+    algorithm: str = "auto",
 ) -> Tensor:
     r"""DCT-plus-sparse linear map :math:`y = \alpha D x + S x + b`, in one pass over ``x`` and ``y``.
 
@@ -96,9 +102,12 @@ def dctps_linear(
         support: the places of the entries, of shape (m, n).
         alpha: scalar tensor of the same dtype (may need a gradient), or a number; ``None``: no DCT part.
         bias: ``[m]`` or ``None``.
+        algorithm: "fast" never forms W. "dense" forms it for this call and uses torch's own GEMM:
+            faster for small or not so sparse layers, but then the bits of a result depend on torch, the batch
+            and the threads. "auto" takes the one that a measured rule on the sizes expects to be faster.
 
     Returns:
-        ``[..., m]``. A row's result depends on that row alone, to the bit.
+        ``[..., m]``. With "fast", a row's result depends on that row alone, to the bit.
 
     Under autocast all floating arguments are cast to autocast's dtype, as for ``torch.nn.functional.linear``.
 
@@ -111,7 +120,7 @@ def dctps_linear(
     _check_support("dctps_linear", support)
     x, values, alpha, bias = _operands("dctps_linear", x, values, alpha, bias)
     m, n = support.shape
-    return _ops.dctps_linear(x, values, support.index, alpha, bias, m, n)
+    return _ops.dctps_linear(x, values, support.index, alpha, bias, m, n, algorithm)
 
 
 def dctps_conv2d(
@@ -126,6 +135,7 @@ def dctps_conv2d(
     groups: int = 1,
     *,
     kernel_size: int | Sequence[int],
+    algorithm: str = "auto",
 ) -> Tensor:
     r"""2-D convolution with the filters :math:`W = \alpha D + S`, never stored.
 
@@ -141,6 +151,9 @@ def dctps_conv2d(
         stride, padding, dilation, groups: as for ``torch.nn.functional.conv2d``; ``padding`` may also be
             "same" or "valid".
         kernel_size: kh and kw, or one integer for both.
+        algorithm: "fast" never forms W. "dense" forms it for this call and uses torch's own convolution:
+            faster for small or not so sparse layers, but then the bits of a result depend on torch, the batch
+            and the threads. "auto" takes the one that a measured rule on the sizes expects to be faster.
 
     Returns:
         ``[batch, out_channels, out_height, out_width]`` in the memory format of ``x``.
@@ -175,7 +188,18 @@ def dctps_conv2d(
             f"{batched.shape[1]} input channels and groups={groups}, got {tuple(support.shape)}"
         )
     y = _ops.dctps_conv2d(
-        batched, values, support.index, alpha, bias, m, kernel_size, stride, padding, dilation, groups
+        batched,
+        values,
+        support.index,
+        alpha,
+        bias,
+        m,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        algorithm,
     )
     return y if x.dim() == 4 else y.squeeze(0)
 

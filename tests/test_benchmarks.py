@@ -52,7 +52,7 @@ def test_a_wrong_layer_is_never_timed(monkeypatch, case, spoilt):
 
     timed = []
 
-    def timer(peers, inputs, rounds, description="timing"):
+    def timer(peers, inputs, rounds, description="timing", seconds=0.0):
         timed.extend(peer.name for peer in peers)
         return [timing.Timing(1.0, 1.0, 1.0, rounds, 1) for _ in peers]
 

@@ -1,5 +1,7 @@
 """The fused convolution: accuracy against the dense twin, gradients, memory formats, determinism, errors."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,10 @@ from torch.nn import functional as F
 import dctps_ext
 from dctps_ext import reference
 from tests.checks import DTYPES, assert_accurate, random_support, relative_error
+
+# What is promised of bits and memory is promised of algorithm="fast".
+dctps_conv2d = functools.partial(dctps_ext.dctps_conv2d, algorithm="fast")
+
 
 # in, out, kernel, and the keywords of conv2d
 GEOMETRIES = {
@@ -56,7 +62,7 @@ def twin(x, values, support, alpha, bias, keywords, dtype=torch.float64):
 
 def run(x, values, support, alpha, bias, keywords, dy=None):
     leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
-    y = dctps_ext.dctps_conv2d(leaves[0], leaves[1], support, leaves[2], leaves[3], **keywords)
+    y = dctps_conv2d(leaves[0], leaves[1], support, leaves[2], leaves[3], **keywords)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y) if dy is None else dy
     return y, dy, torch.autograd.grad(y, leaves, dy)
 
@@ -146,13 +152,13 @@ def test_gradients_to_second_order(name):
     inputs = [t.requires_grad_() for t in (x, values, alpha, bias)]
 
     def function(x, values, alpha, bias):
-        return dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+        return dctps_conv2d(x, values, support, alpha, bias, **keywords)
 
     assert gradcheck(function, inputs)
     assert gradgradcheck(function, inputs)
 
     def without_dct(x, values):
-        return dctps_ext.dctps_conv2d(x, values, support, None, **keywords)
+        return dctps_conv2d(x, values, support, None, **keywords)
 
     assert gradcheck(without_dct, inputs[:2])
     assert gradgradcheck(without_dct, inputs[:2])
@@ -160,7 +166,7 @@ def test_gradients_to_second_order(name):
 
 def test_opcheck():
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["grouped"], torch.float32)
-    geometry = (6, [3, 3], [1, 1], [1, 1], [1, 1], 2)
+    geometry = (6, [3, 3], [1, 1], [1, 1], [1, 1], 2, "fast")
     ops = torch.ops.dctps_ext
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for channels_last in (False, True):
@@ -184,8 +190,8 @@ def test_opcheck():
 
 def test_an_unbatched_image():
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["3x3"], torch.float32)
-    whole = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
-    assert torch.equal(dctps_ext.dctps_conv2d(x[1], values, support, alpha, bias, **keywords), whole[1])
+    whole = dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    assert torch.equal(dctps_conv2d(x[1], values, support, alpha, bias, **keywords), whole[1])
 
 
 @pytest.mark.parametrize("name", ["3x3", "grouped", "strided"])
@@ -209,9 +215,9 @@ def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(name, dty
 
 def test_a_non_finite_pixel_spoils_its_own_patches_only():
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["3x3"], torch.float32)
-    clean = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    clean = dctps_conv2d(x, values, support, alpha, bias, **keywords)
     x[1, 2, 5, 5] = float("nan")
-    y = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    y = dctps_conv2d(x, values, support, alpha, bias, **keywords)
     touched = torch.zeros_like(y, dtype=torch.bool)
     touched[1, :, 4:7, 4:7] = True
     assert y[touched].isnan().all()
@@ -227,7 +233,7 @@ def test_a_forward_holds_no_im2col_matrix(threads):
     dctps_ext._C.release_workspace()
     dctps_ext._C.reset_workspace_peak()
     with torch.profiler.profile(profile_memory=True) as profile:
-        y = dctps_ext.dctps_conv2d(x, values, support, alpha, bias, **keywords)
+        y = dctps_conv2d(x, values, support, alpha, bias, **keywords)
     allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
     assert allocated == y.nbytes
     assert dctps_ext._C.workspace_peak_bytes() <= 2**20
@@ -237,7 +243,7 @@ def test_errors_name_the_argument_what_was_expected_and_what_came():
     x, values, support, alpha, bias, _ = operands(GEOMETRIES["3x3"], torch.float32)
 
     def call(x=x, values=values, support=support, alpha=alpha, bias=bias, kernel_size=3, **keywords):
-        return dctps_ext.dctps_conv2d(x, values, support, alpha, bias, kernel_size=kernel_size, **keywords)
+        return dctps_conv2d(x, values, support, alpha, bias, kernel_size=kernel_size, **keywords)
 
     assert call().shape == (3, 6, 9, 7)
     for error, match, keywords in (
@@ -271,3 +277,38 @@ def test_errors_name_the_argument_what_was_expected_and_what_came():
     ):
         with pytest.raises(error, match=match):
             call(**keywords)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_dense_form_gives_the_same_results(name, channels_last):
+    x, values, support, alpha, bias, keywords = operands(GEOMETRIES[name], torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    results = []
+    for algorithm in ("fast", "dense"):
+        leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
+        y = dctps_ext.dctps_conv2d(
+            leaves[0], leaves[1], support, *leaves[2:], algorithm=algorithm, **keywords
+        )
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        results.append((y, *torch.autograd.grad(y, leaves, dy)))
+    for fast, dense in zip(*results, strict=True):
+        for memory_format in (torch.contiguous_format, torch.channels_last) if fast.dim() == 4 else ():
+            assert fast.is_contiguous(memory_format=memory_format) == dense.is_contiguous(
+                memory_format=memory_format
+            )
+        assert torch.allclose(fast, dense, rtol=1e-9, atol=1e-9)
+
+
+def test_auto_never_takes_the_fast_form_where_it_is_known_to_lose():
+    def is_dense(channels, filters, kernel, groups=1):
+        n = kernel * kernel * channels // groups
+        layer = dctps_ext.DCTpSConv2d(channels, filters, kernel, groups=groups, nnz=filters * n // 100)
+        with torch.profiler.profile() as profile:
+            layer(torch.randn(2, channels, 16, 16))
+        return any("convolution" in event.name for event in profile.events())
+
+    assert is_dense(3, 64, 3)  # the first layer of a network
+    assert is_dense(32, 32, 3, groups=32)  # depthwise
+    assert is_dense(64, 64, 3)
+    assert not is_dense(512, 512, 3)

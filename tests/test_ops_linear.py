@@ -17,6 +17,10 @@ import dctps_ext
 from dctps_ext import Support, reference
 from tests.checks import DTYPES, assert_accurate, random_support, relative_error
 
+# What is promised of bits, errors of the kernels and memory is promised of algorithm="fast".
+dctps_linear = functools.partial(dctps_ext.dctps_linear, algorithm="fast")
+
+
 SIZES = (1, 2, 3, 5, 7, 16, 27, 82, 97, 120, 576, 641, 1000, 1021, 4608)
 # Square ones, then each size beside its neighbour, a small one and a large one, both ways round.
 PAIRS = sorted(
@@ -66,7 +70,7 @@ def oracle_gradients(dy, x, values, support, alpha):
 def test_forward_and_backward_agree_with_the_dense_twin(m, n, dtype):
     x, values, support, alpha, bias = operands(m, n, dtype)
     leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
-    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    y = dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
     weight = dense_weight(values, support, alpha)
     half = dtype.itemsize == 2  # only there is torch's own error needed, and its 16-bit matmul is slow
     torch_y = F.linear(x, weight.to(dtype), bias) if half else None
@@ -166,18 +170,18 @@ def test_any_leading_dimensions_and_strides(leading, n, m, layout, dtype):
     assert x.shape == shape
     support = random_support(m, n, 0.2)
     values = torch.randn(support.nnz).to(dtype)
-    y = dctps_ext.dctps_linear(x, values, support, 0.5)
+    y = dctps_linear(x, values, support, 0.5)
     assert y.shape == (*leading, m) and y.dtype == dtype and y.is_contiguous()
-    assert torch.equal(y, dctps_ext.dctps_linear(x.contiguous(), values, support, 0.5))
+    assert torch.equal(y, dctps_linear(x.contiguous(), values, support, 0.5))
     assert torch.equal(dctps_ext.idct(x, m), dctps_ext.idct(x.contiguous(), m))
 
 
 def test_a_vector_and_an_empty_batch():
     x, values, support, alpha, bias = operands(6, 9, torch.float32)
-    one = dctps_ext.dctps_linear(x[0], values, support, alpha, bias)
-    assert one.shape == (6,) and torch.equal(one, dctps_ext.dctps_linear(x, values, support, alpha, bias)[0])
+    one = dctps_linear(x[0], values, support, alpha, bias)
+    assert one.shape == (6,) and torch.equal(one, dctps_linear(x, values, support, alpha, bias)[0])
     leaves = [t.clone().requires_grad_() for t in (x[:0], values, alpha, bias)]
-    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    y = dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
     assert y.shape == (0, 6)
     y.sum().backward()
     assert leaves[0].grad.shape == (0, 9)
@@ -189,13 +193,11 @@ def test_no_entries_and_no_dct_part():
     x = torch.randn(4, 9)
     nothing = Support.random(6, 9, 0)
     empty = torch.empty(0)
-    assert torch.equal(dctps_ext.dctps_linear(x, empty, nothing, 1.0), dctps_ext.dct(x, 6))
-    assert torch.equal(dctps_ext.dctps_linear(x, empty, nothing, None), torch.zeros(4, 6))
+    assert torch.equal(dctps_linear(x, empty, nothing, 1.0), dctps_ext.dct(x, 6))
+    assert torch.equal(dctps_linear(x, empty, nothing, None), torch.zeros(4, 6))
     full = Support.random(6, 9, 54)
     values = torch.randn(54)
-    assert torch.equal(
-        dctps_ext.dctps_linear(x, values, full, None), dctps_ext.sparse_linear(x, values, full)
-    )
+    assert torch.equal(dctps_linear(x, values, full, None), dctps_ext.sparse_linear(x, values, full))
 
 
 # ---- derivatives
@@ -218,8 +220,8 @@ def test_gradients_of_all_ops_to_second_order(m, n):
             (v, values),
         ),
         (lambda v, x: torch.ops.dctps_ext.sddmm(v, x, index, m, n), (v, x)),
-        (lambda *a: dctps_ext.dctps_linear(a[0], a[1], support, a[2], a[3]), (x, values, alpha, bias)),
-        (lambda x, values: dctps_ext.dctps_linear(x, values, support, None), (x, values)),
+        (lambda *a: dctps_linear(a[0], a[1], support, a[2], a[3]), (x, values, alpha, bias)),
+        (lambda x, values: dctps_linear(x, values, support, None), (x, values)),
     )
     for function, inputs in cases:
         assert gradcheck(function, inputs)
@@ -230,7 +232,7 @@ def test_gradients_of_all_ops_to_second_order(m, n):
 def test_each_gradient_can_be_asked_for_alone(needed):
     x, values, support, alpha, bias = operands(12, 20, torch.float64)
     leaves = [t.clone().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate((x, values, alpha, bias))]
-    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    y = dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
     dy = torch.randn_like(y)
     y.backward(dy)
     for leaf, oracle in zip(leaves, oracle_gradients(dy, x, values, support, alpha), strict=True):
@@ -253,12 +255,12 @@ def test_opcheck(dtype):
         (ops.sparse_linear, (x, values, *shape)),
         (ops.sparse_linear_transposed, (v, values, *shape)),
         (ops.sddmm, (v, x, *shape)),
-        (ops.dctps_linear, (x, values, support.index, alpha, bias, 6, 10)),
-        (ops.dctps_linear, (x, values, support.index, None, None, 6, 10)),
-        (ops.dctps_linear_backward, (v, x, values, support.index, alpha, 6, 10, [True] * 4)),
+        (ops.dctps_linear, (x, values, support.index, alpha, bias, 6, 10, "fast")),
+        (ops.dctps_linear, (x, values, support.index, None, None, 6, 10, "auto")),
+        (ops.dctps_linear_backward, (v, x, values, support.index, alpha, 6, 10, "fast", [True] * 4)),
         (
             ops.dctps_linear_backward,
-            (v, x, values, support.index, alpha, 6, 10, [False, True, False, True]),
+            (v, x, values, support.index, alpha, 6, 10, "dense", [False, True, False, True]),
         ),
     ):
         assert set(opcheck(op.default, arguments, test_utils=tests).values()) == {"SUCCESS"}
@@ -269,7 +271,7 @@ def test_torch_compile_captures_the_layer_as_one_graph():
     values.requires_grad_()
 
     def layer(x, values):
-        return torch.relu(dctps_ext.dctps_linear(x, values, support, alpha, bias))
+        return torch.relu(dctps_linear(x, values, support, alpha, bias))
 
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     expected = layer(x, values)
@@ -281,9 +283,9 @@ def test_torch_compile_captures_the_layer_as_one_graph():
 def test_autocast_casts_as_for_a_dense_layer():
     x, values, support, alpha, bias = operands(6, 10, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = dctps_ext.dctps_linear(x.bfloat16(), values, support, alpha, bias)
+        y = dctps_linear(x.bfloat16(), values, support, alpha, bias)
     cast = (t.bfloat16() for t in (alpha, bias))
-    assert torch.equal(y, dctps_ext.dctps_linear(x.bfloat16(), values.bfloat16(), support, *cast))
+    assert torch.equal(y, dctps_linear(x.bfloat16(), values.bfloat16(), support, *cast))
 
 
 # ---- determinism
@@ -291,7 +293,7 @@ def test_autocast_casts_as_for_a_dense_layer():
 
 def all_results(x, values, support, alpha, bias):
     leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
-    y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    y = dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
     return y, *torch.autograd.grad(y, leaves, dy)
 
@@ -314,9 +316,9 @@ def test_results_do_not_depend_on_the_number_of_threads_or_the_run(m, n, rows, d
 def test_a_rows_result_does_not_depend_on_the_rest_of_the_batch(m, n, rows, row, dtype):
     x, values, support, alpha, bias = operands(m, n, dtype, rows=rows)
     row %= rows
-    whole = dctps_ext.dctps_linear(x, values, support, alpha, bias)
-    assert torch.equal(whole[row], dctps_ext.dctps_linear(x[row], values, support, alpha, bias))
-    assert torch.equal(whole[row:], dctps_ext.dctps_linear(x[row:], values, support, alpha, bias))
+    whole = dctps_linear(x, values, support, alpha, bias)
+    assert torch.equal(whole[row], dctps_linear(x[row], values, support, alpha, bias))
+    assert torch.equal(whole[row:], dctps_linear(x[row:], values, support, alpha, bias))
     assert torch.equal(dctps_ext.idct(x, m)[row], dctps_ext.idct(x[row], m))
 
 
@@ -324,9 +326,9 @@ def test_a_rows_result_does_not_depend_on_the_rest_of_the_batch(m, n, rows, row,
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_a_non_finite_row_stays_alone(backend, q, poison):
     x, values, support, alpha, bias = operands(q, q, torch.float32, rows=37)
-    clean = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+    clean = dctps_linear(x, values, support, alpha, bias)
     x[5, q // 2] = poison
-    y = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+    y = dctps_linear(x, values, support, alpha, bias)
     assert not y[5].isfinite().any()
     others = torch.arange(37) != 5
     assert torch.equal(y[others], clean[others])
@@ -342,7 +344,7 @@ def test_a_forward_allocates_its_output_and_bounded_scratch(threads):
     dctps_ext._C.release_workspace()
     dctps_ext._C.reset_workspace_peak()
     with torch.profiler.profile(profile_memory=True) as profile:
-        y = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+        y = dctps_linear(x, values, support, alpha, bias)
     allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
     assert allocated == y.nbytes  # no q x q matrix, no copy of the input
     assert dctps_ext._C.workspace_peak_bytes() <= 2 * 2**20
@@ -353,7 +355,7 @@ def test_a_forward_allocates_its_output_and_bounded_scratch(threads):
 
 def test_errors_name_the_argument_what_was_expected_and_what_came():
     x, values, support, alpha, bias = operands(6, 10, torch.float32)
-    call = dctps_ext.dctps_linear
+    call = dctps_linear
     for error, match, arguments in (
         (
             ValueError,
@@ -415,7 +417,7 @@ def test_errors_name_the_argument_what_was_expected_and_what_came():
 def test_meta_tensors_give_shapes():
     support = random_support(6, 10, 0.2)
     x, values = torch.empty(3, 10, device="meta"), torch.empty(support.nnz, device="meta")
-    y = torch.ops.dctps_ext.dctps_linear(x, values, support.index.to("meta"), None, None, 6, 10)
+    y = torch.ops.dctps_ext.dctps_linear(x, values, support.index.to("meta"), None, None, 6, 10, "auto")
     assert y.device.type == "meta" and y.shape == (3, 6)
 
 
@@ -425,12 +427,70 @@ def test_forward_mode_is_refused_instead_of_taken_for_zero():
         dctps_ext.dct,
         dctps_ext.idct,
         lambda x: dctps_ext.sparse_linear(x, values, support),
-        lambda x: dctps_ext.dctps_linear(x, values, support, alpha, bias),
+        lambda x: dctps_linear(x, values, support, alpha, bias),
     ):
         with pytest.raises(NotImplementedError, match="forward-mode derivatives .* not implemented"):
             torch.func.jvp(function, (x,), (x,))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(values, values)
         with pytest.raises(NotImplementedError, match="dctps_linear: forward-mode"):
-            dctps_ext.dctps_linear(x, dual, support, alpha)
-        assert dctps_ext.dctps_linear(x, values, support, alpha).shape == (5, 6)  # no tangent, no error
+            dctps_linear(x, dual, support, alpha)
+        assert dctps_linear(x, values, support, alpha).shape == (5, 6)  # no tangent, no error
+
+
+# ---- the dense form
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m,n", [(1, 1), (16, 16), (27, 64), (97, 5), (300, 200)])
+def test_the_dense_form_gives_the_same_results(m, n, dtype):
+    x, values, support, alpha, bias = operands(m, n, dtype, nnz=m * n // 3, rows=40)
+    results = {}
+    for algorithm in ("fast", "dense"):
+        leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
+        y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, *leaves[2:], algorithm=algorithm)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        results[algorithm] = y, *torch.autograd.grad(y, leaves, dy)
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-5}.get(dtype, 8 * torch.finfo(dtype).eps)
+    for fast, dense in zip(results["fast"], results["dense"], strict=True):
+        assert fast.shape == dense.shape and fast.dtype == dense.dtype
+        scale = max(fast.double().abs().max().item() if fast.numel() else 0, (40 * max(m, n)) ** 0.5)
+        assert (fast.double() - dense.double()).abs().le(tolerance * scale).all()
+
+
+def test_auto_is_one_of_the_two_and_knows_when():
+    def is_dense(q, density, rows):
+        x, values, support, alpha, bias = operands(q, q, torch.float32, nnz=round(density * q * q), rows=rows)
+        with torch.profiler.profile() as profile:
+            dctps_ext.dctps_linear(x, values, support, alpha, bias)
+        return any("addmm" in event.name or event.name[6:] == "linear" for event in profile.events())
+
+    assert is_dense(16, 0.2, 4096)
+    assert is_dense(32, 0.3, 4096)
+    assert not is_dense(256, 0.01, 4096)
+    assert not is_dense(1024, 0.01, 64)
+    assert is_dense(256, 1.0, 4096)
+    assert not is_dense(64, 0.05, 1)
+
+
+def test_gradients_of_the_dense_form_to_second_order():
+    x, values, support, alpha, bias = (
+        t.requires_grad_() if isinstance(t, torch.Tensor) else t
+        for t in operands(5, 8, torch.float64, nnz=11, rows=3)
+    )
+
+    def function(x, values, alpha, bias):
+        return dctps_ext.dctps_linear(x, values, support, alpha, bias, algorithm="dense")
+
+    assert gradcheck(function, (x, values, alpha, bias))
+    assert gradgradcheck(function, (x, values, alpha, bias))
+
+
+def test_an_unknown_algorithm_is_an_error():
+    x, values, support, alpha, bias = operands(5, 8, torch.float32)
+    for call in (
+        lambda: dctps_ext.dctps_linear(x, values, support, alpha, algorithm="quick"),
+        lambda: dctps_ext.DCTpSLinear(8, 5, algorithm="quick"),
+    ):
+        with pytest.raises(ValueError, match="algorithm: expected 'auto', 'fast' or 'dense', got 'quick'"):
+            call()

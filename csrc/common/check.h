@@ -48,6 +48,7 @@ struct Operand {
   Operand() = default;
   Operand(const char* op, const char* name, const OptionalTensor& argument, at::IntArrayRef shape,
           const Tensor& like);
+  bool given() const { return tensor.defined(); }
   const void* data() const { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 };
 

@@ -1,4 +1,6 @@
 // The ops dct and idct: orthonormal DCT-II of the zero-padded input, truncated, and its transpose.
+#include "dct/dct.h"
+
 #include "fused/linear_rows.h"
 
 namespace dctps {

@@ -6,7 +6,7 @@
 #include <array>
 #include <tuple>
 
-#include "common/check.h"
+#include "fused/dense_form.h"
 
 namespace dctps {
 namespace {
@@ -58,6 +58,23 @@ struct Convolution {
     out_height = output_size(0);
     out_width = output_size(1);
   }
+
+  LayerWork work(int64_t batch, int64_t nnz, bool has_dct, bool is_backward) const {
+    return {.rows = batch * out_height * out_width,
+            .m = m,
+            .n = n,
+            .nnz = nnz,
+            .has_dct = has_dct,
+            .is_convolution = true,
+            .is_backward = is_backward,
+            .groups = geometry.groups};
+  }
+
+  // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back.
+  Tensor filters_of(const Tensor& matrix) const {
+    return matrix.view({m, geometry.kernel_height, geometry.kernel_width, -1}).permute({0, 3, 1, 2});
+  }
+  Tensor matrix_of(const Tensor& filters) const { return filters.permute({0, 2, 3, 1}).reshape({m, n}); }
 };
 
 }  // namespace
@@ -65,12 +82,16 @@ struct Convolution {
 Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& index,
                         const OptionalTensor& alpha, const OptionalTensor& bias, int64_t out_channels,
                         at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                        at::IntArrayRef dilation, int64_t groups) {
+                        at::IntArrayRef dilation, int64_t groups, c10::string_view algorithm) {
   const char* op = "dctps_conv2d";
   const DType dtype = check_dtype(op, "x", x);
   const Convolution conv(op, x, out_channels, kernel_size, stride, padding, dilation, groups);
   const SparseOperand s(op, values, index, conv.m, conv.n, x);
   const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {conv.m}, x);
+  if (takes_dense_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), false))) {
+    const Tensor filters = conv.filters_of(dense_weight(s, alpha_operand, x));
+    return at::conv2d(x, filters, bias, stride, padding, dilation, groups).contiguous(conv.format);
+  }
   const Tensor y =
       at::empty({x.size(0), conv.m, conv.out_height, conv.out_width}, x.options().memory_format(conv.format));
   conv2d_forward_cpu({.dtype = dtype,
@@ -87,7 +108,7 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
 std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
     const Tensor& dy, const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
     int64_t out_channels, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-    at::IntArrayRef dilation, int64_t groups, std::array<bool, 4> output_mask) {
+    at::IntArrayRef dilation, int64_t groups, c10::string_view algorithm, std::array<bool, 4> output_mask) {
   const char* op = "dctps_conv2d_backward";
   const DType dtype = check_dtype(op, "dy", dy);
   check_like(op, "x", x, "dy", dy);
@@ -96,9 +117,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const SparseOperand s(op, values, index, conv.m, conv.n, dy);
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
   const bool wants_dx = output_mask[0];
+  if (takes_dense_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true))) {
+    const Tensor nothing = at::empty({0}, x.options());
+    const bool wants_weight = output_mask[1] || output_mask[2];
+    const auto [dx, d_filters, dbias] = at::convolution_backward(
+        dy, x, conv.filters_of(dense_weight(s, alpha_operand, x)), at::IntArrayRef{conv.m}, stride, padding,
+        dilation,
+        /*transposed=*/false, /*output_padding=*/{0, 0}, groups, {wants_dx, wants_weight, output_mask[3]});
+    const auto [dvalues, dalpha] = gradients_of_dense_weight(
+        wants_weight ? conv.matrix_of(d_filters) : nothing, s, alpha_operand, output_mask);
+    return {wants_dx ? dx.contiguous(conv.format) : nothing, dvalues, dalpha,
+            output_mask[3] ? dbias : nothing};
+  }
   const Tensor dx =
       wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
-  const ParameterGradients gradients(output_mask, s, alpha_operand.data(), dy);
+  const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
   conv2d_backward_cpu({.dtype = dtype,
                        .batch = x.size(0),
                        .geometry = conv.geometry,

@@ -40,6 +40,7 @@ void forward(const LinearForwardArgs& args) {
   const auto plan = args.alpha ? get_plan<A>(q) : nullptr;
   const A* bias = static_cast<const A*>(args.bias);
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(0);
+  const int64_t workers = max_workers();
   const bool streams = args.rows * args.m * int64_t(sizeof(E)) >= kStreamBytes;
 
   parallel_chunks((args.rows + L - 1) / L, [&] {
@@ -47,14 +48,14 @@ void forward(const LinearForwardArgs& args) {
     V* x = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
     V* work = x + q;
     for (int64_t i = args.n; i < q; ++i) x[i] = V{};
-    return [&args, &plan, x, work, bias, alpha, q, streams](int64_t tile) {
+    return [&args, &plan, x, work, bias, alpha, q, workers, streams](int64_t tile) {
       load_tile<E>(lanes_of<const E>(args.x, tile * L, args.rows), args.n, x);
       Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
       y.streaming = streams;
       const SparseMatrix& s = args.s;
       if (plan) {
         const TileTransform<A> transform(*plan);
-        const Lanes<const E> next = lanes_of<const E>(args.x, (tile + max_workers()) * L, args.rows);
+        const Lanes<const E> next = lanes_of<const E>(args.x, (tile + workers) * L, args.rows);
         Prefetch<E> prefetch(next, args.n, q * int64_t(sizeof(V)) <= kPrefetchBytes);
         transform.forward(x, work, [&](int64_t values) { prefetch.advance(values); });
         store_tile<E>(y, args.m, [&](int64_t k) {
@@ -91,6 +92,7 @@ void backward(const LinearBackwardArgs& args) {
   const SparseMatrix& s = args.s;
   A* const values = static_cast<A*>(args.sums.scratch);  // in column order
   values_by_column(s, values);
+  const int64_t workers = max_workers();
   const bool streams = args.rows * args.n * int64_t(sizeof(E)) >= kStreamBytes;
 
   const int64_t column_blocks = (args.n + L - 1) / L;
@@ -109,7 +111,7 @@ void backward(const LinearBackwardArgs& args) {
       Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
       dx.streaming = streams;
       if (plan) {
-        const int64_t next_tile = (tile + max_workers()) * L;
+        const int64_t next_tile = (tile + workers) * L;
         const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile, args.rows);
         const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile, args.rows);
         const bool prefetches = q * int64_t(sizeof(V)) <= kPrefetchBytes;

@@ -65,6 +65,9 @@ struct Plan {
   std::vector<Combine<A>> start;  // [work_size]
   std::vector<A> spectrum;  // [2M]: real parts, imaginary parts, in the order the passes leave frequencies in
 
+  double
+      cost;  // vector operations of one transform, loads and stores included; speeds follow it within a third
+
   bool is_bluestein() const { return !spectrum.empty(); }
   int64_t bytes() const;
 };

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 
+_LIBRARIES = ("dctps_ext", "torch", "numpy", "scipy", "scikit-learn")
 
-def environment():
-    """What a measurement depends on, as a JSON-able dict.
+
+def environment(more=()):
+    """What a measurement depends on, as a JSON-able dict; `more` names further libraries it used.
 
     Keys: `device` (the CPU's name), `machine`, `cores` (those this process may use), `load` (processes that
     ran or waited to, averaged over the last minute; None where the system does not tell), `isa` (the
@@ -32,7 +34,7 @@ def environment():
         "isa": _C.isa(),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("dctps_ext", "torch", "numpy", "scipy", "scikit-learn")},
+            **{name: _version(name) for name in (*_LIBRARIES, *more)},
         },
         "commit": _commit(),
         "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),

@@ -33,7 +33,21 @@ class DCTpSLayer(nn.Module):
     alpha: Tensor | None
 
     def __init__(
-        self, m, n, *, bias, density, nnz, support, alpha, alpha_trainable, offset, seed, device, dtype
+        self,
+        m,
+        n,
+        *,
+        bias,
+        density,
+        nnz,
+        support,
+        alpha,
+        alpha_trainable,
+        offset,
+        algorithm,
+        seed,
+        device,
+        dtype,
     ) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -41,6 +55,8 @@ class DCTpSLayer(nn.Module):
             raise TypeError(f"dtype: expected one of {', '.join(map(str, _DTYPES))}, got {dtype}")
         if offset not in ("dct", "none"):
             raise ValueError(f"offset: expected 'dct' or 'none', got {offset!r}")
+        if algorithm not in ("auto", "fast", "dense"):
+            raise ValueError(f"algorithm: expected 'auto', 'fast' or 'dense', got {algorithm!r}")
         given = [
             name
             for name, value in (("density", density), ("nnz", nnz), ("support", support))
@@ -62,6 +78,7 @@ class DCTpSLayer(nn.Module):
             nnz = support.nnz
 
         self.offset = offset
+        self.algorithm = algorithm
         self.values = nn.Parameter(torch.empty(nnz, device=device, dtype=dtype))
         device = self.values.device
         if offset == "none":
@@ -239,7 +256,8 @@ class DCTpSLayer(nn.Module):
 
     def _repr_tail(self) -> str:
         seed = "" if self._support.seed is None else f", seed={self._support.seed}"
-        return f", nnz={self.nnz}, density={self.density:.3%}, offset='{self.offset}'{seed}"
+        algorithm = "" if self.algorithm == "auto" else f", algorithm='{self.algorithm}'"
+        return f", nnz={self.nnz}, density={self.density:.3%}, offset='{self.offset}'{algorithm}{seed}"
 
     # ---- state
 

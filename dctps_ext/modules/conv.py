@@ -25,7 +25,8 @@ class DCTpSConv2d(DCTpSLayer):
         groups: number of blocked connections; divides both channel counts. Default: 1.
         bias: if False, the layer has no additive bias. Default: True.
         padding_mode: "zeros" (default), "reflect", "replicate" or "circular".
-        density, nnz, support, alpha, alpha_trainable, offset, seed, device, dtype: see `DCTpSLinear`.
+        density, nnz, support, alpha, alpha_trainable, offset, algorithm, seed, device,
+            dtype: see `DCTpSLinear`.
 
     Shape:
         - Input: (N, C_in, H, W) or (C_in, H, W). Output: (N, C_out, H_out, W_out) or (C_out, H_out, W_out),
@@ -66,6 +67,7 @@ class DCTpSConv2d(DCTpSLayer):
         alpha: float = 1.0,
         alpha_trainable: bool = True,
         offset: str = "dct",
+        algorithm: str = "auto",
         seed: int = 0,
         device=None,
         dtype=None,
@@ -98,6 +100,7 @@ class DCTpSConv2d(DCTpSLayer):
             alpha=alpha,
             alpha_trainable=alpha_trainable,
             offset=offset,
+            algorithm=algorithm,
             seed=seed,
             device=device,
             dtype=dtype,
@@ -166,6 +169,7 @@ class DCTpSConv2d(DCTpSLayer):
             self.dilation,
             self.groups,
             kernel_size=self.kernel_size,
+            algorithm=self.algorithm,
         )
 
     def extra_repr(self) -> str:

@@ -24,6 +24,7 @@ class DCTpSLinear(DCTpSLayer):
         alpha: initial value of the factor of D. Default: 1.0.
         alpha_trainable: whether `alpha` is a parameter (else a buffer). Default: True.
         offset: "dct" (default), or "none": W = S, the plain sparse layer, without `alpha`.
+        algorithm: "auto" (default), "fast" or "dense", see `dctps_ext.dctps_linear`; an attribute, not saved.
         seed: of the support, which is uniform over all positions; in [0, 2^63). Default: 0.
         device, dtype: of the parameters; float64, float32, float16 or bfloat16.
 
@@ -60,6 +61,7 @@ class DCTpSLinear(DCTpSLayer):
         alpha: float = 1.0,
         alpha_trainable: bool = True,
         offset: str = "dct",
+        algorithm: str = "auto",
         seed: int = 0,
         device=None,
         dtype=None,
@@ -76,6 +78,7 @@ class DCTpSLinear(DCTpSLayer):
             alpha=alpha,
             alpha_trainable=alpha_trainable,
             offset=offset,
+            algorithm=algorithm,
             seed=seed,
             device=device,
             dtype=dtype,
@@ -100,7 +103,9 @@ class DCTpSLinear(DCTpSLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Runs the forward pass: [..., in_features] -> [..., out_features]."""
-        return ops.dctps_linear(input, self.values, self.support, self.alpha, self.bias)
+        return ops.dctps_linear(
+            input, self.values, self.support, self.alpha, self.bias, algorithm=self.algorithm
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -1,0 +1,110 @@
+// Materialised layers: the measured rule for them, the matrix, and the way back from its gradient to the parameters'.
+#include "fused/dense_form.h"
+
+#include <ATen/ATen.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "dct/dct.h"
+#include "plan/plan.h"
+
+namespace dctps {
+namespace {
+
+// Nanoseconds, float32, one AVX-512 core (AMD EPYC, Zen 5), fitted to benchmarks/linear.py's section "auto" and to
+// benchmarks/layers.py's convolutions. Only their ratios matter, and those hold on other machines within about a
+// half, as wide as the band in which both forms are about as fast.
+struct Costs {
+  double dense_call = 4000, dense_entry = 1.0;              // once: build W
+  double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
+  double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 10, entry = 0.6;  // 16 rows
+};
+constexpr double kTileRows = 16;
+
+double dense_cost(const LayerWork& w) {
+  const Costs c;
+  const double entries = double(w.m) * double(w.n), products = w.is_backward ? 2 : 1;
+  const double rate = w.is_convolution ? c.convolution : c.gemm;
+  return c.dense_call + c.dense_entry * entries +
+         double(w.rows) / kTileRows * products * (c.dense_tile + rate * entries);
+}
+
+double fast_cost(const LayerWork& w) {
+  const Costs c;
+  const double transform = w.has_dct ? get_plan<float>(w.m > w.n ? w.m : w.n)->cost : 0;
+  const double input = (w.is_convolution ? c.patch_value : c.value) * double(w.n);
+  const double output = c.value * double(w.m);
+  const double products = w.is_backward ? 2 : 1, entries = (w.is_backward ? 3 : 1) * c.entry * double(w.nnz);
+  const double tiles = w.rows < int64_t(kTileRows) ? 1 : double(w.rows) / kTileRows;
+  const double group = c.fast_tile + c.operation * transform + input;
+  return tiles * (products * (double(w.groups) * group + output) + entries);
+}
+
+// D [m, n], kept where it is small, because there the dense form is taken again and again.
+Tensor dct_matrix(int64_t m, int64_t n, const Tensor& like) {
+  constexpr int64_t kKeptEntries = 1 << 16;
+  static std::mutex mutex;
+  static auto* const kept = new std::map<std::tuple<int64_t, int64_t, at::ScalarType>, Tensor>;
+  const auto key = std::make_tuple(m, n, like.scalar_type());
+  std::lock_guard<std::mutex> lock(mutex);
+  const auto known = kept->find(key);
+  if (known != kept->end()) return known->second;
+  // Row i of dct(I) is column i of D.
+  const Tensor matrix = dct_cpu(at::eye(n, like.options()), m).t().contiguous();
+  if (m * n <= kKeptEntries) kept->emplace(key, matrix);
+  return matrix;
+}
+
+template <class A, class Body>
+void for_each_entry(const SparseMatrix& s, const Body& body) {
+  for (int64_t r = 0; r < s.m; ++r) {
+    for (int32_t t = s.crow[r]; t < s.crow[r + 1]; ++t) body(t, r * s.n + s.col[t]);
+  }
+}
+
+}  // namespace
+
+bool takes_dense_form(const char* op, c10::string_view algorithm, const LayerWork& work) {
+  if (algorithm == "fast") return false;
+  if (algorithm == "dense") return true;
+  TORCH_CHECK_VALUE(algorithm == "auto", op, ": algorithm: expected 'auto', 'fast' or 'dense', got '",
+                    algorithm, "'");
+  return dense_cost(work) < fast_cost(work);
+}
+
+Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like) {
+  const SparseMatrix& matrix = s.matrix;
+  const auto options = s.values.options();
+  Tensor weight = alpha.given() ? dct_matrix(matrix.m, matrix.n, s.values) * alpha.tensor
+                                : at::zeros({matrix.m, matrix.n}, options);
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "dense_weight", [&] {
+    const scalar_t* values = s.values.const_data_ptr<scalar_t>();
+    scalar_t* entries = weight.mutable_data_ptr<scalar_t>();
+    for_each_entry<scalar_t>(matrix, [&](int32_t t, int64_t place) { entries[place] += values[t]; });
+  });
+  return weight.to(like.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> gradients_of_dense_weight(const Tensor& gradient, const SparseOperand& s,
+                                                     const Operand& alpha, std::array<bool, 4> output_mask) {
+  Tensor dvalues = at::empty({0}, gradient.options()), dalpha = dvalues;
+  const Tensor wide = gradient.to(s.values.scalar_type()).contiguous();
+  if (output_mask[1]) {
+    Tensor sums = at::empty({s.matrix.nnz}, wide.options());
+    AT_DISPATCH_FLOATING_TYPES(wide.scalar_type(), "gradients_of_dense_weight", [&] {
+      const scalar_t* entries = wide.const_data_ptr<scalar_t>();
+      scalar_t* results = sums.mutable_data_ptr<scalar_t>();
+      for_each_entry<scalar_t>(s.matrix, [&](int32_t t, int64_t place) { results[t] = entries[place]; });
+    });
+    dvalues = sums.to(gradient.scalar_type());
+  }
+  if (output_mask[2] && alpha.given()) {
+    const Tensor matrix = dct_matrix(s.matrix.m, s.matrix.n, s.values);
+    dalpha = (matrix * wide).sum(at::kDouble).to(gradient.scalar_type());
+  }
+  return {dvalues, dalpha};
+}
+
+}  // namespace dctps

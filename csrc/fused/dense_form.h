@@ -1,0 +1,26 @@
+// The materialised form of a layer, W = alpha D + S as a matrix for torch's own GEMM or convolution, and the rule that
+// says when it is the faster one.
+#pragma once
+
+#include "common/check.h"
+
+namespace dctps {
+
+// The work of one call: `rows` vectors (patches) through a layer of m x n.
+struct LayerWork {
+  int64_t rows, m, n, nnz;
+  bool has_dct, is_convolution = false, is_backward = false;
+  int64_t groups = 1;  // of a convolution: each is transformed by itself
+};
+
+// What algorithm="auto", "fast" or "dense" means for that work. Any other word is an error.
+bool takes_dense_form(const char* op, c10::string_view algorithm, const LayerWork& work);
+
+// alpha D + S [m, n] in like's dtype.
+Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like);
+
+// dvalues and dalpha out of the gradient of the dense weight, [m, n]; mask as in ParameterGradients.
+std::tuple<Tensor, Tensor> gradients_of_dense_weight(const Tensor& gradient, const SparseOperand& s,
+                                                     const Operand& alpha, std::array<bool, 4> output_mask);
+
+}  // namespace dctps
