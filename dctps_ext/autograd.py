@@ -20,6 +20,15 @@ def _wanted(grad: Tensor | None) -> bool:
     return grad is not None
 
 
+def _check_devices(first: Tensor, *others: Tensor | None) -> None:
+    """Fake kernels run for every call with a tensor on "meta", and would answer for its other tensors too."""
+    for other in others:
+        if other is not None and other.device != first.device:
+            raise ValueError(
+                f"dctps_ext: expected all tensors on one device, got {first.device} and {other.device}"
+            )
+
+
 # ---- dct, idct
 
 
@@ -50,16 +59,19 @@ torch.library.register_autograd(
 
 @torch.library.register_fake("dctps_ext::sparse_linear")
 def _(x, values, index, m, n):
+    _check_devices(x, values, index)
     return _with_last(x, m)
 
 
 @torch.library.register_fake("dctps_ext::sparse_linear_transposed")
 def _(v, values, index, m, n):
+    _check_devices(v, values, index)
     return _with_last(v, n)
 
 
 @torch.library.register_fake("dctps_ext::sddmm")
 def _(v, x, index, m, n):
+    _check_devices(v, x, index)
     return v.new_empty(((index.shape[0] - m - n - 2) // 3,))
 
 
@@ -107,11 +119,13 @@ torch.library.register_autograd("dctps_ext::sddmm", _sddmm_backward, setup_conte
 
 @torch.library.register_fake("dctps_ext::dctps_linear")
 def _(x, values, index, alpha, bias, m, n, algorithm):
+    _check_devices(x, values, index, alpha, bias)
     return _with_last(x, m)
 
 
 @torch.library.register_fake("dctps_ext::dctps_conv2d")
 def _(x, values, index, alpha, bias, out_channels, kernel_size, stride, padding, dilation, groups, algorithm):
+    _check_devices(x, values, index, alpha, bias)
     out = [
         (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1) // stride[d] + 1
         for d in range(2)
@@ -123,6 +137,7 @@ def _(x, values, index, alpha, bias, out_channels, kernel_size, stride, padding,
 
 
 def _fake_gradients(dy, dx, values, alpha, m, output_mask):
+    _check_devices(dy, dx, values, alpha)
     nothing = dy.new_empty((0,))
     return (
         dx if output_mask[0] else nothing,
@@ -186,7 +201,6 @@ def _register_layer(forward_op, backward_op, name: str, bias_view: tuple[int, ..
         needs = ctx.needs_input_grad
         as_parameters = _wanted(g_dvalues) or _wanted(g_dalpha)
         g_values = torch.zeros_like(values) if g_dvalues is None else g_dvalues
-        g_alpha = g_dalpha if g_dalpha is not None or alpha is None else torch.zeros_like(alpha)
 
         g_dy = g_x = g_v = g_a = None
         if needs[0]:
@@ -194,12 +208,12 @@ def _register_layer(forward_op, backward_op, name: str, bias_view: tuple[int, ..
             if _wanted(g_dx):
                 parts.append(forward_op(g_dx, values, index, alpha, None, *ctx.geometry))
             if as_parameters:
-                parts.append(forward_op(x, g_values, index, g_alpha, None, *ctx.geometry))
+                parts.append(forward_op(x, g_values, index, g_dalpha, None, *ctx.geometry))
             if _wanted(g_dbias):
                 parts.append(g_dbias.view(bias_view).expand_as(dy))
             g_dy = sum(parts[1:], parts[0]) if parts else None
         if needs[1] and as_parameters:
-            g_x = backward_op(dy, x, g_values, index, g_alpha, *ctx.geometry, [True, False, False, False])[0]
+            g_x = backward_op(dy, x, g_values, index, g_dalpha, *ctx.geometry, [True, False, False, False])[0]
         if _wanted(g_dx) and (needs[2] or needs[4]):
             mask = [False, needs[2], needs[4], False]
             _, g_v, g_a, _ = backward_op(dy, g_dx, values, index, alpha, *ctx.geometry, mask)

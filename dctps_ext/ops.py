@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def sparse_linear(x: Tensor, values: Tensor, support: Support) -> Tensor:
         ValueError: if a shape or a device does not fit.
     """
     _check_support("sparse_linear", support)
-    _refuse_tangents("sparse_linear", x, values)
+    x, values, _, _ = _operands("sparse_linear", x, values, None, None)
     m, n = support.shape
     return _ops.sparse_linear(x, values, support.index, m, n)
 
@@ -231,13 +232,17 @@ def _operands(
     """The floating arguments as tensors, cast where autocast is on."""
     _refuse_tangents(op, x, values, alpha, bias)
     if alpha is not None and not isinstance(alpha, Tensor):
-        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        # Under torch.compile a number that varies is symbolic, and says nothing about itself.
+        if not isinstance(alpha, Real) or not (torch.compiler.is_compiling() or math.isfinite(alpha)):
             raise TypeError(f"{op}: alpha: expected a scalar tensor, a finite number or None, got {alpha!r}")
         alpha = torch.tensor(alpha, dtype=x.dtype, device=x.device)
     device_type = x.device.type
-    if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-        x, values, alpha, bias = (t if t is None else t.to(dtype) for t in (x, values, alpha, bias))
+        x, values, alpha, bias = (
+            t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+            for t in (x, values, alpha, bias)
+        )
     return x, values, alpha, bias
 
 

@@ -312,3 +312,22 @@ def test_auto_never_takes_the_fast_form_where_it_is_known_to_lose():
     assert is_dense(32, 32, 3, groups=32)  # depthwise
     assert is_dense(64, 64, 3)
     assert not is_dense(512, 512, 3)
+
+
+def test_sizes_that_overflow_are_an_error():
+    x, values, support, alpha, bias, _ = operands(GEOMETRIES["3x3"], torch.float32)
+    huge = 3353953467947191203
+    with pytest.raises(ValueError, match="kernel_size: expected two integers of at most"):
+        torch.ops.dctps_ext.dctps_conv2d(
+            x, values, support.index, alpha, bias, 6, [11, huge], [1, 1], [huge // 2, 0], [1, 1], 1, "fast"
+        )
+
+
+def test_a_group_with_an_infinite_input_spoils_no_other_groups_gradient():
+    x, values, support, alpha, bias, keywords = operands(GEOMETRIES["grouped"], torch.float32)
+    _, dy, clean = run(x, values, support, alpha, bias, keywords)
+    x[0, 0, 5, 5] = float("inf")  # of the first group
+    _, _, spoilt = run(x, values, support, alpha, bias, keywords, dy=dy)
+    rows = torch.repeat_interleave(torch.arange(6), support.crow.diff())
+    assert torch.equal(spoilt[1][rows >= 3], clean[1][rows >= 3])
+    assert not spoilt[1][rows < 3].isfinite().all()

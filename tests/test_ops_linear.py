@@ -494,3 +494,88 @@ def test_an_unknown_algorithm_is_an_error():
     ):
         with pytest.raises(ValueError, match="algorithm: expected 'auto', 'fast' or 'dense', got 'quick'"):
             call()
+
+
+def test_deterministic_mode_makes_auto_fast():
+    x, values, support, alpha, bias = operands(16, 16, torch.float32, rows=300)
+    torch.use_deterministic_algorithms(True)
+    try:
+        y = dctps_ext.dctps_linear(x, values, support, alpha, bias)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(y, dctps_linear(x, values, support, alpha, bias))
+
+
+def test_the_dense_form_keeps_its_dtype_under_autocast():
+    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+    x.requires_grad_()
+    y = dctps_ext.dctps_linear(x, values, support, alpha, bias, algorithm="dense")
+    (expected,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.dtype == torch.float32 and torch.equal(dx, expected)
+
+
+def test_a_dense_form_costs_no_square_of_the_longer_side():
+    x, values, support, alpha, bias = operands(3, 20000, torch.float32, nnz=10, rows=4)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        y = dctps_ext.dctps_linear(x, values, support, alpha, bias, algorithm="dense")
+    assert max(e.self_cpu_memory_usage for e in profile.events()) <= 3 * 20000 * 8
+    assert relative_error(y, dctps_linear(x, values, support, alpha, bias)) < 1e-5
+
+
+# ---- found by review
+
+
+def test_the_bits_of_dx_do_not_depend_on_which_parameters_need_gradients():
+    x, values, support, alpha, bias = operands(40, 50, torch.float32, nnz=900, rows=33)
+    results = []
+    for needs in (True, False):
+        leaf = x.clone().requires_grad_()
+        parameters = [t.clone().requires_grad_(needs) for t in (values, alpha, bias)]
+        y = dctps_linear(leaf, parameters[0], support, *parameters[1:])
+        results.append(torch.autograd.grad(y, leaf, torch.ones_like(y))[0])
+    assert torch.equal(*results)
+
+
+def test_a_mixture_with_meta_tensors_is_an_error():
+    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+    for arguments in (
+        (x, values.to("meta"), support, alpha, bias),
+        (x, values, support.to("meta"), alpha, bias),
+        (x, values, support, alpha.to("meta"), bias),
+        (x.to("meta"), values, support, alpha, bias),
+    ):
+        with pytest.raises(ValueError, match="expected all tensors on one device, got .*meta"):
+            dctps_linear(*arguments)
+    with pytest.raises(ValueError, match="expected all tensors on one device"):
+        dctps_ext.sparse_linear(x, values, support.to("meta"))
+    layer = dctps_ext.DCTpSLinear(10, 6, device="meta")
+    assert layer(torch.empty(3, 10, device="meta")).shape == (3, 6)
+
+
+def test_an_index_of_another_shape_is_an_error_even_of_equal_length():
+    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+    with pytest.raises(ValueError, match="whose row and column starts do not fit"):
+        torch.ops.dctps_ext.sparse_linear(torch.randn(5, 6), values, support.index, 10, 6)
+
+
+def test_sparse_linear_casts_under_autocast():
+    x, values, support, *_ = operands(6, 10, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dctps_ext.sparse_linear(x.bfloat16(), values, support).dtype == torch.bfloat16
+
+
+def test_an_empty_batch_of_a_huge_length_costs_nothing():
+    before = dctps_ext._C.plan_bytes()
+    assert dctps_ext.dct(torch.empty(0, 1 << 27)).shape == (0, 1 << 27)
+    assert dctps_ext._C.plan_bytes() == before
+
+
+def test_a_number_for_alpha_may_vary_under_torch_compile():
+    x, values, support, _, bias = operands(6, 10, torch.float32)
+    compiled = torch.compile(
+        lambda x, alpha: dctps_linear(x, values, support, alpha, bias), backend="aot_eager", fullgraph=True
+    )
+    for alpha in (0.5, 0.25, 0.125):
+        assert torch.equal(compiled(x, alpha), dctps_linear(x, values, support, alpha, bias))

@@ -77,6 +77,10 @@ SparseOperand::SparseOperand(const char* op, const Tensor& values_argument, cons
   matrix.ccol = matrix.col + nnz;
   matrix.row = matrix.ccol + n + 1;
   matrix.perm = matrix.row + nnz;
+  TORCH_CHECK_VALUE(
+      matrix.crow[0] == 0 && matrix.crow[m] == nnz && matrix.ccol[0] == 0 && matrix.ccol[n] == nnz, op,
+      ": support: expected the index of a support of shape (", m, ", ", n, ") with ", nnz,
+      " entries, got one whose row and column starts do not fit");
   matrix.values = values.defined() ? values.const_data_ptr() : nullptr;
 }
 

@@ -36,11 +36,6 @@ struct VectorOf {
 template <class A>
 using Vec = typename VectorOf<A>::type;
 
-template <class A>
-DCTPS_INLINE Vec<A> broadcast(A value) {
-  return value - Vec<A>{};  // value - 0 keeps every value, -0 and NaN included; the compiler sees a broadcast
-}
-
 // ---- loads and stores of kLanes consecutive elements, any alignment
 
 template <class E>

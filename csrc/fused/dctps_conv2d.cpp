@@ -33,9 +33,12 @@ struct Convolution {
       : m(out_channels), format(x.suggest_memory_format()) {
     TORCH_CHECK_VALUE(x.dim() == 4, op,
                       ": x: expected 4 dimensions [batch, channels, height, width], got shape ", x.sizes());
+    constexpr int64_t kMost = int64_t(1) << 28;  // so that no product below overflows
     auto check_pair = [&](const char* name, at::IntArrayRef pair, int64_t least) {
       TORCH_CHECK_VALUE(pair.size() == 2 && pair[0] >= least && pair[1] >= least, op, ": ", name,
                         ": expected two integers of at least ", least, ", got ", pair);
+      TORCH_CHECK_VALUE(pair[0] <= kMost && pair[1] <= kMost, op, ": ", name,
+                        ": expected two integers of at most ", kMost, ", got ", pair);
     };
     check_pair("kernel_size", kernel_size, 1);
     check_pair("stride", stride, 1);
@@ -44,6 +47,8 @@ struct Convolution {
     TORCH_CHECK_VALUE(groups >= 1 && x.size(1) % groups == 0 && out_channels % groups == 0, op,
                       ": groups: expected a divisor of the input channels, ", x.size(1),
                       ", and the output channels, ", out_channels, ", got ", groups);
+    check_size(op, "kernel_size's area", kernel_size[0] * kernel_size[1]);
+    check_size(op, "x's channels", x.size(1));
     n = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
     geometry = {kernel_size[0], kernel_size[1], stride[0],   stride[1], padding[0],
                 padding[1],     dilation[0],    dilation[1], groups};
@@ -89,6 +94,7 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   const SparseOperand s(op, values, index, conv.m, conv.n, x);
   const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {conv.m}, x);
   if (takes_dense_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), false))) {
+    const NoAutocast guard;
     const Tensor filters = conv.filters_of(dense_weight(s, alpha_operand, x));
     return at::conv2d(x, filters, bias, stride, padding, dilation, groups).contiguous(conv.format);
   }
@@ -118,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
   const bool wants_dx = output_mask[0];
   if (takes_dense_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true))) {
+    const NoAutocast guard;
     const Tensor nothing = at::empty({0}, x.options());
     const bool wants_weight = output_mask[1] || output_mask[2];
     const auto [dx, d_filters, dbias] = at::convolution_backward(

@@ -38,6 +38,7 @@ void forward(const Conv2dForwardArgs& args) {
   using A = Accumulator<E>;
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
+  if (!args.batch) return;
   const Shape<E> shape(args.geometry, args.x, args.y, args.alpha, args.alpha != nullptr);
   const A* bias = static_cast<const A*>(args.bias);
   const int64_t pixels = args.batch * shape.pixels_per_image;
@@ -123,6 +124,7 @@ void backward(const Conv2dBackwardArgs& args) {
   using A = Accumulator<E>;
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
+  if (!args.batch) return;
   const bool wants_dx = args.dx.data;
   A* const dvalues = static_cast<A*>(args.sums.dvalues);
   double* const dalpha = args.sums.dalpha;
@@ -176,10 +178,12 @@ void backward(const Conv2dBackwardArgs& args) {
               gradient *= shape.alpha;
             }
             if (s.nnz && dvalues) {
-              gradient +=
-                  sparse_column<A>(s, values, i, scratch.dy, scratch.patches[i], first, last, entry_sums);
+              // Another group's filters do not see this patch, whatever is in it.
+              gradient += sparse_column<A>(s, values, i, scratch.dy, [&](int32_t r) {
+                entry_sums.add(r >= first && r < last ? scratch.dy[r] * scratch.patches[i] : V{});
+              });
             } else if (s.nnz) {
-              gradient += sparse_column<A>(s, values, i, scratch.dy);
+              gradient += sparse_column<A>(s, values, i, scratch.dy, [](int32_t) {});
             }
             return gradient;
           };

@@ -18,7 +18,10 @@ Tensor dctps_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {m}, x);
   const LayerWork work{
       .rows = x.numel() / n, .m = m, .n = n, .nnz = s.matrix.nnz, .has_dct = alpha_operand.given()};
-  if (takes_dense_form(op, algorithm, work)) return at::linear(x, dense_weight(s, alpha_operand, x), bias);
+  if (takes_dense_form(op, algorithm, work)) {
+    const NoAutocast guard;
+    return at::linear(x, dense_weight(s, alpha_operand, x), bias);
+  }
   Tensor y = empty_with_last(x, m);
   const RowsOperand rows(x);
   linear_forward_cpu({.dtype = dtype,
@@ -53,6 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(
                        .has_dct = alpha_operand.given(),
                        .is_backward = true};
   if (takes_dense_form(op, algorithm, work)) {
+    const NoAutocast guard;
     const Tensor dy_rows = dy.reshape({-1, m}), x_rows = x.reshape({-1, n}),
                  nothing = at::empty({0}, x.options());
     const Tensor dx =

@@ -36,6 +36,7 @@ void forward(const LinearForwardArgs& args) {
   using A = Accumulator<E>;
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
+  if (!args.rows) return;
   const int64_t q = args.m > args.n ? args.m : args.n;
   const auto plan = args.alpha ? get_plan<A>(q) : nullptr;
   const A* bias = static_cast<const A*>(args.bias);
@@ -81,6 +82,7 @@ void backward(const LinearBackwardArgs& args) {
   using A = Accumulator<E>;
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
+  if (!args.rows) return;
   const int64_t q = args.m > args.n ? args.m : args.n;
   const bool wants_dx = args.dx.data, wants_x = args.sums.dvalues || args.sums.dalpha;
   const bool transforms = args.alpha && (wants_dx || args.sums.dalpha);
@@ -139,9 +141,10 @@ void backward(const LinearBackwardArgs& args) {
               gradient *= alpha;
             }
             if (s.nnz && dvalues) {
-              gradient += sparse_column<A>(s, values, first + c, dy, x_square[c], 0, args.m, entry_sums);
+              gradient += sparse_column<A>(s, values, first + c, dy,
+                                           [&](int32_t r) { entry_sums.add(dy[r] * x_square[c]); });
             } else if (s.nnz) {
-              gradient += sparse_column<A>(s, values, first + c, dy);
+              gradient += sparse_column<A>(s, values, first + c, dy, [](int32_t) {});
             }
             dx_square[c] = gradient;
           }

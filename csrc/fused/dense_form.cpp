@@ -22,6 +22,8 @@ struct Costs {
   double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 10, entry = 0.6;  // 16 rows
 };
 constexpr double kTileRows = 16;
+// "auto" never holds a larger W: its memory is a promise of the package.
+constexpr int64_t kMostEntries = 1 << 20;
 
 double dense_cost(const LayerWork& w) {
   const Costs c;
@@ -51,8 +53,9 @@ Tensor dct_matrix(int64_t m, int64_t n, const Tensor& like) {
   std::lock_guard<std::mutex> lock(mutex);
   const auto known = kept->find(key);
   if (known != kept->end()) return known->second;
-  // Row i of dct(I) is column i of D.
-  const Tensor matrix = dct_cpu(at::eye(n, like.options()), m).t().contiguous();
+  // Row k of idct(I) is row k of D, row i of dct(I) is column i of D: by way of the smaller identity.
+  const Tensor matrix = m <= n ? idct_cpu(at::eye(m, like.options()), n)
+                               : dct_cpu(at::eye(n, like.options()), m).t().contiguous();
   if (m * n <= kKeptEntries) kept->emplace(key, matrix);
   return matrix;
 }
@@ -71,6 +74,7 @@ bool takes_dense_form(const char* op, c10::string_view algorithm, const LayerWor
   if (algorithm == "dense") return true;
   TORCH_CHECK_VALUE(algorithm == "auto", op, ": algorithm: expected 'auto', 'fast' or 'dense', got '",
                     algorithm, "'");
+  if (at::globalContext().deterministicAlgorithms() || work.m * work.n > kMostEntries) return false;
   return dense_cost(work) < fast_cost(work);
 }
 

@@ -2,9 +2,16 @@
 // says when it is the faster one.
 #pragma once
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include "common/check.h"
 
 namespace dctps {
+
+// While one lives, torch's ops keep the dtype they are given, as the package's own kernels do.
+struct NoAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
 
 // The work of one call: `rows` vectors (patches) through a layer of m x n.
 struct LayerWork {
@@ -13,7 +20,8 @@ struct LayerWork {
   int64_t groups = 1;  // of a convolution: each is transformed by itself
 };
 
-// What algorithm="auto", "fast" or "dense" means for that work. Any other word is an error.
+// What algorithm="auto", "fast" or "dense" means for that work. Any other word is an error. "auto" is "fast" under
+// torch.use_deterministic_algorithms, because torch's products do not promise bits across batches and threads.
 bool takes_dense_form(const char* op, c10::string_view algorithm, const LayerWork& work);
 
 // alpha D + S [m, n] in like's dtype.

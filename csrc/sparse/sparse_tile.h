@@ -13,15 +13,14 @@ namespace DCTPS_ISA {
 template <class A>
 DCTPS_INLINE Vec<A> sparse_row(const SparseMatrix& s, int64_t r, const Vec<A>* x) {
   const A* values = static_cast<const A*>(s.values);
-  const int32_t* col = s.col;
-  const int32_t end = s.crow[r + 1];
+  const int64_t end = s.crow[r + 1];
   Vec<A> even{}, odd{};  // two chains, because one would wait for each multiply-add
-  int32_t t = s.crow[r];
+  int64_t t = s.crow[r];
   for (; t + 2 <= end; t += 2) {
-    even += x[col[t]] * values[t];
-    odd += x[col[t + 1]] * values[t + 1];
+    even += x[s.col[t]] * values[t];
+    odd += x[s.col[t + 1]] * values[t + 1];
   }
-  if (t < end) even += x[col[t]] * values[t];
+  if (t < end) even += x[s.col[t]] * values[t];
   return even + odd;
 }
 
@@ -57,34 +56,25 @@ class EntrySums {
   V pending_[kLanes<A>];
 };
 
-// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order.
-template <class A>
-DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v) {
-  const int32_t end = s.ccol[c + 1];
+// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order. each(r) is called for every entry, in
+// row r.
+template <class A, class Each>
+DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v,
+                                  const Each& each) {
+  const int64_t end = s.ccol[c + 1];
   Vec<A> even{}, odd{};
-  int32_t t = s.ccol[c];
+  int64_t t = s.ccol[c];
   for (; t + 2 <= end; t += 2) {
     even += v[s.row[t]] * values[t];
+    each(s.row[t]);
     odd += v[s.row[t + 1]] * values[t + 1];
+    each(s.row[t + 1]);
   }
-  if (t < end) even += v[s.row[t]] * values[t];
+  if (t < end) {
+    even += v[s.row[t]] * values[t];
+    each(s.row[t]);
+  }
   return even + odd;
-}
-
-// The same, and the gradient of the values of column c, whose input is x. Only entries in the rows first .. last - 1
-// have a part in it: the filters of one group of a convolution.
-template <class A>
-DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v,
-                                  Vec<A> x, int64_t first, int64_t last, EntrySums<A>& sums) {
-  const int32_t end = s.ccol[c + 1];
-  Vec<A> result{};
-  for (int32_t t = s.ccol[c]; t < end; ++t) {
-    const int32_t r = s.row[t];
-    const Vec<A> entry = v[r];
-    result += entry * values[t];
-    sums.add(r >= first && r < last ? entry * x : Vec<A>{});
-  }
-  return result;
 }
 
 // S's values in column order; zeros where there are none, because only their gradient is wanted.
