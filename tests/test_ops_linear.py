@@ -579,3 +579,35 @@ def test_a_number_for_alpha_may_vary_under_torch_compile():
     )
     for alpha in (0.5, 0.25, 0.125):
         assert torch.equal(compiled(x, alpha), dctps_linear(x, values, support, alpha, bias))
+
+
+# ---- large results and memory
+
+
+@pytest.mark.parametrize("q,rows", [(1024, 2117), (1001, 2200)])
+def test_results_past_the_caches_have_the_same_bits(backend, q, rows, threads):
+    """Results of 8 MiB and more are stored past the caches; rows of 1001 values do not start on cache lines."""
+    threads(2)
+    x, values, support, alpha, bias = operands(q, q, torch.float32, rows=rows)
+    assert x.nbytes >= 8 * 2**20
+    y = dctps_linear(x, values, support, alpha, bias)
+    v = dctps_ext.idct(x)
+    for start in (0, 1000, rows - 5):
+        part = slice(start, start + 5)
+        assert torch.equal(y[part], dctps_linear(x[part], values, support, alpha, bias))
+        assert torch.equal(v[part], dctps_ext.idct(x[part]))
+
+
+@pytest.mark.parametrize("q", [1024, 4096, 8192])
+def test_a_backward_allocates_its_gradients_and_bounded_scratch(q, threads):
+    threads(1)
+    x, values, support, alpha, bias = operands(q, q, torch.float32, nnz=q * q // 100, rows=32)
+    dy = torch.randn(32, q)
+    backward = torch.ops.dctps_ext.dctps_linear_backward
+    dctps_ext._C.release_workspace()
+    dctps_ext._C.reset_workspace_peak()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        gradients = backward(dy, x, values, support.index, alpha, q, q, "fast", [True] * 4)
+    allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
+    scratch = allocated - sum(gradient.nbytes for gradient in gradients) + dctps_ext._C.workspace_peak_bytes()
+    assert scratch <= 4 * 2**20

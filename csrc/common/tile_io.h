@@ -15,6 +15,13 @@ struct Lanes {
   int64_t stride;
   bool streaming = false;  // stores go past the caches
 
+  bool all_present() const {
+    for (const E* data : lane) {
+      if (!data) return false;
+    }
+    return true;
+  }
+
   // True where the lanes are neighbours in memory, as the pixels of a channels-first image are.
   bool are_neighbours() const {
     for (int l = 0; l < kLanes<Accumulator<E>>; ++l) {
@@ -31,7 +38,9 @@ DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int cou
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
   if (from.stride == 1) {
-    if (count == L) {
+    if (count == L && from.all_present()) {  // nearly always: no lane is looked at twice
+      for (int l = 0; l < L; ++l) square[l] = load(from.lane[l] + first);
+    } else if (count == L) {
       for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load(from.lane[l] + first) : Vec<A>{};
     } else {
       for (int l = 0; l < L; ++l) {
@@ -73,14 +82,16 @@ DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
   constexpr int L = kLanes<A>;
   if (to.stride == 1) {
     transpose<A>(square);
-    for (int l = 0; l < L; ++l) {
-      if (!to.lane[l]) continue;
-      if (count == L && to.streaming) {
-        stream(to.lane[l] + first, square[l]);
-      } else if (count == L) {
-        store(to.lane[l] + first, square[l]);
-      } else {
-        store_partial(to.lane[l] + first, square[l], count);
+    if (count == L && to.streaming && to.all_present()) {
+      for (int l = 0; l < L; ++l) stream(to.lane[l] + first, square[l]);
+    } else {
+      for (int l = 0; l < L; ++l) {
+        if (!to.lane[l]) continue;
+        if (count == L) {
+          store(to.lane[l] + first, square[l]);
+        } else {
+          store_partial(to.lane[l] + first, square[l], count);
+        }
       }
     }
   } else if (to.are_neighbours()) {
