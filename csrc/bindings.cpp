@@ -3,7 +3,12 @@
 #include <pybind11/stl.h>
 #include <torch/library.h>
 
+#include <mutex>
+#include <set>
+#include <thread>
+
 #include "common/isa.h"
+#include "common/parallel.h"
 #include "common/workspace.h"
 #include "plan/plan.h"
 
@@ -32,6 +37,26 @@ TORCH_LIBRARY(dctps_ext, library) {
       "SymInt groups, str algorithm, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
+namespace {
+
+int threads_at_work() {
+  struct Seen {
+    std::mutex mutex;
+    std::set<std::thread::id> ids;
+  } seen;
+  dctps::run_workers(
+      dctps::max_workers(),
+      [](void* context, int) {
+        auto& shared = *static_cast<Seen*>(context);
+        std::lock_guard<std::mutex> lock(shared.mutex);
+        shared.ids.insert(std::this_thread::get_id());
+      },
+      &seen);
+  return int(seen.ids.size());
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, module) {
   module.doc() =
       "Compiled part of dctps_ext: registers the torch ops dctps_ext::* and tells about the build.";
@@ -51,6 +76,9 @@ PYBIND11_MODULE(_C, module) {
       pybind11::arg("name"),
       "Uses another instruction set's kernels from now on (the environment variable DCTPS_ISA does so from "
       "the start).");
+  module.def(
+      "threads_at_work", &threads_at_work,
+      "The number of different threads that run the kernels' work now; torch.get_num_threads() of them.");
   module.def("workspace_bytes", &dctps::workspace_bytes, "Bytes of scratch memory that all threads hold.");
   module.def("workspace_peak_bytes", &dctps::workspace_peak_bytes,
              "The most bytes of scratch memory held since reset_workspace_peak().");

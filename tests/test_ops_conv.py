@@ -232,11 +232,12 @@ def test_a_forward_holds_no_im2col_matrix(threads):
     )
     dctps_ext._C.release_workspace()
     dctps_ext._C.reset_workspace_peak()
+    held = dctps_ext._C.workspace_bytes()  # by other threads, from earlier work
     with torch.profiler.profile(profile_memory=True) as profile:
         y = dctps_conv2d(x, values, support, alpha, bias, **keywords)
     allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
     assert allocated == y.nbytes
-    assert dctps_ext._C.workspace_peak_bytes() <= 2**20
+    assert dctps_ext._C.workspace_peak_bytes() - held <= 2**20
 
 
 def test_errors_name_the_argument_what_was_expected_and_what_came():

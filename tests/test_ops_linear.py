@@ -343,11 +343,12 @@ def test_a_forward_allocates_its_output_and_bounded_scratch(threads):
     x, values, support, alpha, bias = operands(q, q, torch.float32, nnz=q, rows=rows)
     dctps_ext._C.release_workspace()
     dctps_ext._C.reset_workspace_peak()
+    held = dctps_ext._C.workspace_bytes()  # by other threads, from earlier work
     with torch.profiler.profile(profile_memory=True) as profile:
         y = dctps_linear(x, values, support, alpha, bias)
     allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
     assert allocated == y.nbytes  # no q x q matrix, no copy of the input
-    assert dctps_ext._C.workspace_peak_bytes() <= 2 * 2**20
+    assert dctps_ext._C.workspace_peak_bytes() - held <= 2 * 2**20
 
 
 # ---- errors
@@ -586,7 +587,7 @@ def test_a_number_for_alpha_may_vary_under_torch_compile():
 
 @pytest.mark.parametrize("q,rows", [(1024, 2117), (1001, 2200)])
 def test_results_past_the_caches_have_the_same_bits(backend, q, rows, threads):
-    """Results of 8 MiB and more are stored past the caches; rows of 1001 values do not start on cache lines."""
+    """Results of 8 MiB and more go past the caches; rows of 1001 values do not start on cache lines."""
     threads(2)
     x, values, support, alpha, bias = operands(q, q, torch.float32, rows=rows)
     assert x.nbytes >= 8 * 2**20
@@ -606,8 +607,16 @@ def test_a_backward_allocates_its_gradients_and_bounded_scratch(q, threads):
     backward = torch.ops.dctps_ext.dctps_linear_backward
     dctps_ext._C.release_workspace()
     dctps_ext._C.reset_workspace_peak()
+    held = dctps_ext._C.workspace_bytes()  # by other threads, from earlier work
     with torch.profiler.profile(profile_memory=True) as profile:
         gradients = backward(dy, x, values, support.index, alpha, q, q, "fast", [True] * 4)
     allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
-    scratch = allocated - sum(gradient.nbytes for gradient in gradients) + dctps_ext._C.workspace_peak_bytes()
+    scratch = allocated - sum(gradient.nbytes for gradient in gradients)
+    scratch += dctps_ext._C.workspace_peak_bytes() - held
     assert scratch <= 4 * 2**20
+
+
+def test_as_many_threads_work_as_torch_is_set_to(threads):
+    for count in (1, 2, 3):
+        threads(count)
+        assert dctps_ext._C.threads_at_work() == count
