@@ -93,10 +93,10 @@ Operand::Operand(const char* op, const char* name, const OptionalTensor& argumen
 }
 
 ParameterGradients::ParameterGradients(std::array<bool, 4> output_mask, const SparseOperand& s,
-                                       bool has_alpha, const Tensor& like) {
+                                       bool has_alpha, int64_t scratch_entries, const Tensor& like) {
   const auto options = like.options().dtype(accumulator_type(check_dtype("backward", "dy", like)));
   const int64_t nnz = s.matrix.nnz;
-  scratch = at::empty({nnz}, options);
+  scratch = at::empty({scratch_entries}, options);
   if (output_mask[1]) dvalues = at::zeros({nnz}, options);
   if (output_mask[2] && has_alpha) dalpha = at::zeros({}, options.dtype(at::kDouble));
   if (output_mask[3]) dbias = at::zeros({s.matrix.m}, options);

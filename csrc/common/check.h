@@ -58,7 +58,7 @@ struct ParameterGradients {
 
   // output_mask: dx (not held here), dvalues, dalpha, dbias.
   ParameterGradients(std::array<bool, 4> output_mask, const SparseOperand& s, bool has_alpha,
-                     const Tensor& like);
+                     int64_t scratch_entries, const Tensor& like);
   ParameterSums sums() const;
   // In like's dtype; of no elements where not wanted.
   std::tuple<Tensor, Tensor, Tensor> finished(const Tensor& like) const;

@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   }
   const Tensor dx =
       wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
-  const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
+  const ParameterGradients gradients(output_mask, s, alpha_operand.given(), s.matrix.nnz, dy);
   conv2d_backward_cpu({.dtype = dtype,
                        .batch = x.size(0),
                        .geometry = conv.geometry,

@@ -32,7 +32,7 @@ struct Conv2dForwardArgs {
   const void* bias = nullptr;   // [m], accumulator type; may be null
 };
 
-// The gradients of dctps_linear.h, for patches. Null outputs are not computed.
+// The gradients of dctps_linear.h, for patches. Null outputs are not computed. The scratch has nnz entries.
 struct Conv2dBackwardArgs {
   DType dtype;
   int64_t batch;

@@ -67,7 +67,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(
     return {dx, dvalues, dalpha, output_mask[3] ? dy_rows.sum(0) : nothing};
   }
   const Tensor dx = wants_dx ? empty_with_last(x, n) : at::empty({0}, x.options());
-  const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
+  const ParameterGradients gradients(output_mask, s, alpha_operand.given(),
+                                     backward_scratch_entries(dy, m, s.matrix.nnz), dy);
   const RowsOperand dy_rows(dy), x_rows(x);
   linear_backward_cpu({.dtype = dtype,
                        .rows = dy_rows.rows(),

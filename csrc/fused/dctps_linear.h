@@ -39,6 +39,26 @@ struct LinearBackwardArgs {
   ParameterSums sums = {};
 };
 
+// How the backward pass sums over the batch, from the shape alone, so that bits do not depend on threads. Where it
+// fits, the batch is cut into chunks with sums of their own, which are added up in order at the end: nobody waits.
+// Otherwise all tiles add to one set of sums, one behind the other (OrderedSections).
+struct BatchSums {
+  static constexpr int64_t kChunkRows = 16, kMostChunks = 32, kFewestChunks = 8;
+  static constexpr int64_t kMostBytes = 2 << 20;
+  int64_t chunks = 0;  // 0: one set of sums
+
+  BatchSums(int64_t rows, int64_t entries) {
+    const int64_t blocks = (rows + kChunkRows - 1) / kChunkRows;
+    const int64_t fitting = kMostBytes / int64_t(sizeof(float)) / (entries > 0 ? entries : 1);
+    const int64_t most = blocks < kMostChunks ? blocks : kMostChunks;
+    chunks = fitting < most ? fitting : most;
+    if (chunks < most && chunks < kFewestChunks) chunks = 0;
+  }
+
+  // Entries of ParameterSums::scratch: S's values in column order, then [chunks][nnz + m]. Without sums: nnz.
+  int64_t scratch_entries(int64_t m, int64_t nnz) const { return nnz + chunks * (nnz + m); }
+};
+
 DCTPS_CPU_KERNEL(linear_forward_cpu, LinearForwardArgs)
 DCTPS_CPU_KERNEL(linear_backward_cpu, LinearBackwardArgs)
 

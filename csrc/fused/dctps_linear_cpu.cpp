@@ -1,6 +1,8 @@
 // The fused linear layer on CPU: a tile of kLanes rows at a time, x and dy read once, y and dx written once.
 #include "fused/dctps_linear.h"
 
+#include <vector>
+
 #include "common/parallel.h"
 #include "common/tile_io.h"
 #include "common/workspace.h"
@@ -74,8 +76,26 @@ void forward(const LinearForwardArgs& args) {
   });
 }
 
-// The columns of S are dealt with in this many sections, so that threads can add to dvalues one behind the other.
+// Where all tiles add to one set of sums, the columns of S are dealt with in this many sections.
 constexpr int64_t kMostSections = 16;
+
+// Adds up the sums of the chunks, [chunks][nnz + m], in order, and puts the values' into CSR order.
+template <class A>
+void add_up_chunks(const SparseMatrix& s, int64_t m, int64_t chunks, const A* parts, A* dvalues, A* dbias) {
+  constexpr int64_t kBlock = 4096;
+  auto total = [&](int64_t t) {
+    A sum = parts[t];
+    for (int64_t c = 1; c < chunks; ++c) sum += parts[c * (s.nnz + m) + t];
+    return sum;
+  };
+  parallel_chunks(dvalues ? (s.nnz + kBlock - 1) / kBlock : 0, [&] {
+    return [&](int64_t block) {
+      const int64_t end = (block + 1) * kBlock < s.nnz ? (block + 1) * kBlock : s.nnz;
+      for (int64_t t = block * kBlock; t < end; ++t) dvalues[s.perm[t]] = total(t);
+    };
+  });
+  for (int64_t k = 0; dbias && k < m; ++k) dbias[k] = total(s.nnz + k);
+}
 
 template <class E>
 void backward(const LinearBackwardArgs& args) {
@@ -84,36 +104,50 @@ void backward(const LinearBackwardArgs& args) {
   constexpr int L = kLanes<A>;
   if (!args.rows) return;
   const int64_t q = args.m > args.n ? args.m : args.n;
-  const bool wants_dx = args.dx.data, wants_x = args.sums.dvalues || args.sums.dalpha;
-  const bool transforms = args.alpha && (wants_dx || args.sums.dalpha);
-  const auto plan = transforms ? get_plan<A>(q) : nullptr;
-  const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(0);
   A* const dvalues = static_cast<A*>(args.sums.dvalues);
   double* const dalpha = args.sums.dalpha;
   A* const dbias = static_cast<A*>(args.sums.dbias);
+  const bool wants_dx = args.dx.data, wants_x = dvalues || dalpha;
+  const bool transforms = args.alpha && (wants_dx || dalpha);
+  const auto plan = transforms ? get_plan<A>(q) : nullptr;
+  const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(0);
   const SparseMatrix& s = args.s;
   A* const values = static_cast<A*>(args.sums.scratch);  // in column order
   values_by_column(s, values);
   const int64_t workers = max_workers();
   const bool streams = args.rows * args.n * int64_t(sizeof(E)) >= kStreamBytes;
 
-  const int64_t column_blocks = (args.n + L - 1) / L;
-  const int64_t most = s.nnz && dvalues ? kMostSections : 1;
-  const int column_sections = int(column_blocks < most ? column_blocks : most);
-  OrderedSections sections(column_sections + 1);  // the last one: dbias and dalpha
+  const BatchSums batch_sums(args.rows, s.nnz + args.m);
+  const bool wants_sums = dvalues || dalpha || dbias;
+  const bool in_chunks = wants_sums && batch_sums.chunks > 0, in_turns = wants_sums && !in_chunks;
+  const int64_t tiles = (args.rows + L - 1) / L;
+  const int64_t chunks = in_chunks ? batch_sums.chunks : tiles;
+  const int64_t chunk_blocks = (args.rows + BatchSums::kChunkRows - 1) / BatchSums::kChunkRows;
+  A* const parts = values + s.nnz;
+  std::vector<double> dalpha_parts(size_t(in_chunks ? chunks : 1));
 
-  parallel_chunks((args.rows + L - 1) / L, [&] {
+  const int64_t column_blocks = (args.n + L - 1) / L;
+  const int64_t most = in_turns && dvalues ? kMostSections : 1;
+  const int column_sections = int(column_blocks < most ? column_blocks : most);
+  OrderedSections sections(in_turns ? column_sections + 1 : 0);  // the last one: dbias and dalpha
+
+  parallel_chunks(chunks, [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
     V* dy = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
     V* work = dy + q;
     for (int64_t i = args.m; i < q; ++i) dy[i] = V{};
-    return [&, dy, work](int64_t tile) {
+
+    // One tile; what it adds to the sums goes to the given places.
+    auto add_tile = [&, dy, work](int64_t tile, A* dvalues_sum, A* dbias_sum, double* dalpha_sum) {
+      auto adding = [&](int section, const auto& body) {
+        in_turns ? sections.in_turn(section, tile, body) : body();
+      };
       load_tile<E>(lanes_of<const E>(args.dy, tile * L, args.rows), args.m, dy);
       const Lanes<const E> x = lanes_of<const E>(args.x, tile * L, args.rows);
       Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
       dx.streaming = streams;
       if (plan) {
-        const int64_t next_tile = (tile + workers) * L;
+        const int64_t next_tile = (tile + (in_chunks ? 1 : workers)) * L;
         const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile, args.rows);
         const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile, args.rows);
         const bool prefetches = q * int64_t(sizeof(V)) <= kPrefetchBytes;
@@ -128,7 +162,7 @@ void backward(const LinearBackwardArgs& args) {
       double dalpha_part = 0;
       // Columns begin .. end - 1 of dx, and what they add to dvalues and dalpha.
       auto columns = [&](int64_t begin, int64_t end) {
-        EntrySums<A> entry_sums(dvalues + (s.nnz && dvalues ? s.ccol[begin] : 0));
+        EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
         for (int64_t first = begin; first < end; first += L) {
           const int here = end - first < L ? int(end - first) : L;
           V x_square[L], dx_square[L], dalpha_lanes{};
@@ -153,25 +187,44 @@ void backward(const LinearBackwardArgs& args) {
         }
         if (dvalues) entry_sums.finish();
       };
-      if (s.nnz && dvalues) {
+      if (dvalues) {
         for (int part = 0; part < column_sections; ++part) {
           const int64_t begin = part * column_blocks / column_sections * L;
           const int64_t end = (part + 1) * column_blocks / column_sections * L;
-          sections.in_turn(part, tile, [&] { columns(begin, end < args.n ? end : args.n); });
+          adding(part, [&] { columns(begin, end < args.n ? end : args.n); });
         }
       } else if (wants_dx || dalpha) {
         columns(0, args.n);
       }
       if (streams) end_streaming();
       if (dbias || dalpha) {
-        sections.in_turn(column_sections, tile, [&] {
-          if (dbias) add_lane_sums<A>(dy, args.m, dbias);
-          if (dalpha) *dalpha += dalpha_part;
+        adding(column_sections, [&] {
+          if (dbias) add_lane_sums<A>(dy, args.m, dbias_sum);
+          *dalpha_sum += dalpha_part;
         });
       }
     };
+
+    return [&, add_tile](int64_t chunk) {
+      if (!in_chunks) return add_tile(chunk, dvalues, dbias, dalpha_parts.data());
+      A* const sums = parts + chunk * (s.nnz + args.m);
+      std::memset(sums, 0, size_t(s.nnz + args.m) * sizeof(A));
+      const int64_t first = chunk * chunk_blocks / chunks * BatchSums::kChunkRows / L;
+      const int64_t last = (chunk + 1) * chunk_blocks / chunks * BatchSums::kChunkRows / L;
+      for (int64_t tile = first; tile < last && tile < tiles; ++tile) {
+        add_tile(tile, sums, sums + s.nnz, &dalpha_parts[size_t(chunk)]);
+      }
+    };
   });
-  if (dvalues) to_csr_order(s, values, dvalues);
+
+  if (in_chunks) {
+    add_up_chunks(s, args.m, chunks, parts, dvalues, dbias);
+  } else if (dvalues) {
+    to_csr_order(s, values, dvalues);
+  }
+  if (dalpha) {
+    for (double part : dalpha_parts) *dalpha += part;
+  }
 }
 
 }  // namespace

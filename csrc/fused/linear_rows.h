@@ -31,4 +31,9 @@ inline Rows output_rows(const Tensor& output) {
   return {output.numel() ? output.mutable_data_ptr() : nullptr, output.size(-1), 1};
 }
 
+// Of ParameterSums::scratch, for a backward pass over dy [..., m] that wants sums.
+inline int64_t backward_scratch_entries(const Tensor& dy, int64_t m, int64_t nnz) {
+  return BatchSums(dy.numel() / m, nnz + m).scratch_entries(m, nnz);
+}
+
 }  // namespace dctps

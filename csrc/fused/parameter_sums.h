@@ -5,7 +5,7 @@ namespace dctps {
 
 // Sums over the batch. They come in as zeros; null ones are not computed.
 struct ParameterSums {
-  void* scratch = nullptr;   // [nnz], accumulator type, for the kernel's own use
+  void* scratch = nullptr;   // accumulator type, for the kernel's own use; its size is said beside the kernel
   void* dvalues = nullptr;   // [nnz], accumulator type
   double* dalpha = nullptr;  // [1], in double because it sums rows * n products
   void* dbias = nullptr;     // [m], accumulator type

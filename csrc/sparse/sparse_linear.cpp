@@ -27,7 +27,7 @@ Tensor sparse_linear_transposed_cpu(const Tensor& v, const Tensor& values, const
   check_last_dimension(op, "v", v, m);
   const SparseOperand s(op, values, index, m, n, v);
   Tensor x = empty_with_last(v, n);
-  const ParameterGradients no_gradients({}, s, false, v);
+  const ParameterGradients no_gradients({}, s, false, s.matrix.nnz, v);
   const RowsOperand rows(v);
   linear_backward_cpu({.dtype = dtype,
                        .rows = rows.rows(),
@@ -49,7 +49,8 @@ Tensor sddmm_cpu(const Tensor& v, const Tensor& x, const Tensor& index, int64_t 
   TORCH_CHECK_VALUE(v.sizes().slice(0, v.dim() - 1) == x.sizes().slice(0, x.dim() - 1), op,
                     ": x: expected the leading dimensions of v, ", v.sizes(), ", got ", x.sizes());
   const SparseOperand s(op, {}, index, m, n, v);
-  const ParameterGradients gradients({false, true, false, false}, s, false, v);
+  const ParameterGradients gradients({false, true, false, false}, s, false,
+                                     backward_scratch_entries(v, m, s.matrix.nnz), v);
   const RowsOperand v_rows(v), x_rows(x);
   linear_backward_cpu({.dtype = dtype,
                        .rows = v_rows.rows(),

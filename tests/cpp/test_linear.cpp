@@ -60,7 +60,7 @@ void test_against_naive_sums(int64_t m, int64_t n, DType dtype) {
   const T alpha = T(0.75);
   std::vector<T> y(x.size() / size_t(n) * size_t(m)), dx(x.size()), dvalues(values.size()),
       dbias(bias.size());
-  std::vector<T> scratch(values.size());
+  std::vector<T> scratch(size_t(BatchSums(rows, 2 * m).scratch_entries(m, m)));
   double dalpha = 0;
   linear_forward_cpu({.dtype = dtype,
                       .rows = rows,
@@ -122,7 +122,7 @@ void test_sums_repeat_exactly() {
   const auto values = check::values<float>(q, 7);
   std::vector<float> first;
   for (int run = 0; run < 20; ++run) {
-    std::vector<float> scratch(size_t(q), 0.f), dvalues(size_t(q), 0.f);
+    std::vector<float> scratch(size_t(BatchSums(rows, 2 * q).scratch_entries(q, q))), dvalues(size_t(q), 0.f);
     linear_backward_cpu({.dtype = DType::f32,
                          .rows = rows,
                          .m = q,
