@@ -311,7 +311,7 @@ def test_auto_never_takes_the_fast_form_where_it_is_known_to_lose():
 
     assert is_dense(3, 64, 3)  # the first layer of a network
     assert is_dense(32, 32, 3, groups=32)  # depthwise
-    assert is_dense(64, 64, 3)
+    assert is_dense(32, 32, 3)
     assert not is_dense(512, 512, 3)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import dctps_ext
+from benchmarks import readme_table
 from tests import checks, test_ops_conv, test_ops_linear
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +180,11 @@ def test_limits_are_where_they_are_said_to_be():
     with pytest.raises(NotImplementedError):
         torch.func.jvp(dctps_ext.dct, (x,), (x,))
     assert torch.equal(torch.vmap(dctps_ext.dct)(x), dctps_ext.dct(x))
+
+
+def test_the_measured_table_is_that_of_the_committed_result():
+    shown = re.search(r"<!-- table: layers -->\n(.*?)\n<!-- end table -->", README, re.S)[1]
+    assert shown == readme_table.table(json.loads(readme_table.RESULT.read_text(encoding="utf-8")))
 
 
 # ---- troubleshooting

@@ -75,9 +75,11 @@ struct Convolution {
             .groups = geometry.groups};
   }
 
-  // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back.
+  // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back. In x's format, because
+  // torch chooses the format of a convolution by its filters too.
   Tensor filters_of(const Tensor& matrix) const {
-    return matrix.view({m, geometry.kernel_height, geometry.kernel_width, -1}).permute({0, 3, 1, 2});
+    const Tensor taps = matrix.view({m, geometry.kernel_height, geometry.kernel_width, -1});
+    return taps.permute({0, 3, 1, 2}).contiguous(format);
   }
   Tensor matrix_of(const Tensor& filters) const { return filters.permute({0, 2, 3, 1}).reshape({m, n}); }
 };

@@ -19,7 +19,7 @@ namespace {
 struct Costs {
   double dense_call = 4000, dense_entry = 1.0;              // once: build W
   double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
-  double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 10, entry = 0.6;  // 16 rows
+  double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 4, entry = 0.6;  // 16 rows
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
