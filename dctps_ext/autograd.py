@@ -16,10 +16,6 @@ def _with_last(like: Tensor, size: int) -> Tensor:
     return like.new_empty((*like.shape[:-1], size))
 
 
-def _wanted(grad: Tensor | None) -> bool:
-    return grad is not None
-
-
 def _check_devices(first: Tensor, *others: Tensor | None) -> None:
     """Fake kernels run for every call with a tensor on "meta", and would answer for its other tensors too."""
     for other in others:
@@ -199,22 +195,22 @@ def _register_layer(forward_op, backward_op, name: str, bias_view: tuple[int, ..
             for g, want in zip((g_dx, g_dvalues, g_dalpha, g_dbias), ctx.mask, strict=True)
         )
         needs = ctx.needs_input_grad
-        as_parameters = _wanted(g_dvalues) or _wanted(g_dalpha)
+        as_parameters = g_dvalues is not None or g_dalpha is not None
         g_values = torch.zeros_like(values) if g_dvalues is None else g_dvalues
 
         g_dy = g_x = g_v = g_a = None
         if needs[0]:
             parts = []
-            if _wanted(g_dx):
+            if g_dx is not None:
                 parts.append(forward_op(g_dx, values, index, alpha, None, *ctx.geometry))
             if as_parameters:
                 parts.append(forward_op(x, g_values, index, g_dalpha, None, *ctx.geometry))
-            if _wanted(g_dbias):
+            if g_dbias is not None:
                 parts.append(g_dbias.view(bias_view).expand_as(dy))
             g_dy = sum(parts[1:], parts[0]) if parts else None
         if needs[1] and as_parameters:
             g_x = backward_op(dy, x, g_values, index, g_dalpha, *ctx.geometry, [True, False, False, False])[0]
-        if _wanted(g_dx) and (needs[2] or needs[4]):
+        if g_dx is not None and (needs[2] or needs[4]):
             mask = [False, needs[2], needs[4], False]
             _, g_v, g_a, _ = backward_op(dy, g_dx, values, index, alpha, *ctx.geometry, mask)
         return (

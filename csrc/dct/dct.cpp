@@ -6,9 +6,11 @@
 namespace dctps {
 namespace {
 
-const Tensor& one(at::ScalarType type) {
-  static const Tensor as_float = at::ones({}, at::kFloat), as_double = at::ones({}, at::kDouble);
-  return type == at::kDouble ? as_double : as_float;
+// The alpha of the plain transforms, in the accumulator's type.
+const void* one(DType dtype) {
+  static constexpr float as_float = 1;
+  static constexpr double as_double = 1;
+  return dtype == DType::f64 ? static_cast<const void*>(&as_double) : &as_float;
 }
 
 void check(const char* op, const char* name, const Tensor& tensor, const char* size_name, int64_t size) {
@@ -31,7 +33,7 @@ Tensor dct_cpu(const Tensor& x, int64_t out_features) {
                       .n = x.size(-1),
                       .x = rows.view,
                       .y = output_rows(y),
-                      .alpha = one(accumulator_type(dtype)).const_data_ptr()});
+                      .alpha = one(dtype)});
   return y;
 }
 
@@ -46,7 +48,7 @@ Tensor idct_cpu(const Tensor& v, int64_t in_features) {
                        .n = in_features,
                        .dy = rows.view,
                        .dx = output_rows(x),
-                       .alpha = one(accumulator_type(dtype)).const_data_ptr()});
+                       .alpha = one(dtype)});
   return x;
 }
 
