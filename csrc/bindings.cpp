@@ -7,6 +7,7 @@
 #include <set>
 #include <thread>
 
+#include "common/device.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/workspace.h"
@@ -39,6 +40,35 @@ TORCH_LIBRARY(dctps_ext, library) {
 
 namespace {
 
+#ifdef DCTPS_EMULATED
+// In the tests' build the CUDA kernels, run on the host, are one more instruction set.
+constexpr const char* kEmulated = "emulated";
+#endif
+
+std::string isa() {
+#ifdef DCTPS_EMULATED
+  if (dctps::emulated()) return kEmulated;
+#endif
+  return dctps::isa_name(dctps::current_isa());
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (dctps::Isa isa : dctps::available_isas()) names.emplace_back(dctps::isa_name(isa));
+#ifdef DCTPS_EMULATED
+  names.emplace_back(kEmulated);
+#endif
+  return names;
+}
+
+void set_isa(const std::string& name) {
+#ifdef DCTPS_EMULATED
+  dctps::set_emulated(name == kEmulated);
+  if (dctps::emulated()) return;
+#endif
+  dctps::set_isa(dctps::isa_from_name(name));
+}
+
 int threads_at_work() {
   struct Seen {
     std::mutex mutex;
@@ -60,22 +90,11 @@ int threads_at_work() {
 PYBIND11_MODULE(_C, module) {
   module.doc() =
       "Compiled part of dctps_ext: registers the torch ops dctps_ext::* and tells about the build.";
-  module.def(
-      "isa", [] { return dctps::isa_name(dctps::current_isa()); },
-      "The instruction set whose CPU kernels are in use.");
-  module.def(
-      "isas",
-      [] {
-        std::vector<std::string> names;
-        for (dctps::Isa isa : dctps::available_isas()) names.emplace_back(dctps::isa_name(isa));
-        return names;
-      },
-      "The instruction sets that this build and this processor offer, slowest first.");
-  module.def(
-      "set_isa", [](const std::string& name) { dctps::set_isa(dctps::isa_from_name(name)); },
-      pybind11::arg("name"),
-      "Uses another instruction set's kernels from now on (the environment variable DCTPS_ISA does so from "
-      "the start).");
+  module.def("isa", &isa, "The instruction set whose CPU kernels are in use.");
+  module.def("isas", &isas, "The instruction sets that this build and this processor offer, slowest first.");
+  module.def("set_isa", &set_isa, pybind11::arg("name"),
+             "Uses another instruction set's kernels from now on (the environment variable DCTPS_ISA does so "
+             "from the start).");
   module.def(
       "threads_at_work", &threads_at_work,
       "The number of different threads that run the kernels' work now; torch.get_num_threads() of them.");

@@ -77,10 +77,11 @@ SparseOperand::SparseOperand(const char* op, const Tensor& values_argument, cons
   matrix.ccol = matrix.col + nnz;
   matrix.row = matrix.ccol + n + 1;
   matrix.perm = matrix.row + nnz;
-  TORCH_CHECK_VALUE(
-      matrix.crow[0] == 0 && matrix.crow[m] == nnz && matrix.ccol[0] == 0 && matrix.ccol[n] == nnz, op,
-      ": support: expected the index of a support of shape (", m, ", ", n, ") with ", nnz,
-      " entries, got one whose row and column starts do not fit");
+  // What a GPU holds cannot be looked at without waiting for it.
+  TORCH_CHECK_VALUE(!index.is_cpu() || (matrix.crow[0] == 0 && matrix.crow[m] == nnz && matrix.ccol[0] == 0 &&
+                                        matrix.ccol[n] == nnz),
+                    op, ": support: expected the index of a support of shape (", m, ", ", n, ") with ", nnz,
+                    " entries, got one whose row and column starts do not fit");
   matrix.values = values.defined() ? values.const_data_ptr() : nullptr;
 }
 
@@ -93,21 +94,16 @@ Operand::Operand(const char* op, const char* name, const OptionalTensor& argumen
 }
 
 ParameterGradients::ParameterGradients(std::array<bool, 4> output_mask, const SparseOperand& s,
-                                       bool has_alpha, int64_t scratch_entries, const Tensor& like) {
+                                       bool has_alpha, const Tensor& like) {
   const auto options = like.options().dtype(accumulator_type(check_dtype("backward", "dy", like)));
-  const int64_t nnz = s.matrix.nnz;
-  scratch = at::empty({scratch_entries}, options);
-  if (output_mask[1]) dvalues = at::zeros({nnz}, options);
+  if (output_mask[1]) dvalues = at::zeros({s.matrix.nnz}, options);
   if (output_mask[2] && has_alpha) dalpha = at::zeros({}, options.dtype(at::kDouble));
   if (output_mask[3]) dbias = at::zeros({s.matrix.m}, options);
 }
 
 ParameterSums ParameterGradients::sums() const {
   auto data = [](const Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; };
-  return {.scratch = data(scratch),
-          .dvalues = data(dvalues),
-          .dalpha = static_cast<double*>(data(dalpha)),
-          .dbias = data(dbias)};
+  return {.dvalues = data(dvalues), .dalpha = static_cast<double*>(data(dalpha)), .dbias = data(dbias)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> ParameterGradients::finished(const Tensor& like) const {

@@ -54,12 +54,12 @@ struct Operand {
 
 // The sums that a backward kernel fills, and the gradients made of them.
 struct ParameterGradients {
-  Tensor scratch, dvalues, dalpha, dbias;  // undefined where not wanted
+  Tensor dvalues, dalpha, dbias;  // undefined where not wanted
 
   // output_mask: dx (not held here), dvalues, dalpha, dbias.
   ParameterGradients(std::array<bool, 4> output_mask, const SparseOperand& s, bool has_alpha,
-                     int64_t scratch_entries, const Tensor& like);
-  ParameterSums sums() const;
+                     const Tensor& like);
+  ParameterSums sums() const;  // without scratch
   // In like's dtype; of no elements where not wanted.
   std::tuple<Tensor, Tensor, Tensor> finished(const Tensor& like) const;
 };

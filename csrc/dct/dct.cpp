@@ -6,13 +6,6 @@
 namespace dctps {
 namespace {
 
-// The alpha of the plain transforms, in the accumulator's type.
-const void* one(DType dtype) {
-  static constexpr float as_float = 1;
-  static constexpr double as_double = 1;
-  return dtype == DType::f64 ? static_cast<const void*>(&as_double) : &as_float;
-}
-
 void check(const char* op, const char* name, const Tensor& tensor, const char* size_name, int64_t size) {
   TORCH_CHECK_VALUE(tensor.dim() >= 1, op, ": ", name,
                     ": expected at least one dimension, got a 0-dimensional tensor");
@@ -22,39 +15,41 @@ void check(const char* op, const char* name, const Tensor& tensor, const char* s
 
 }  // namespace
 
-Tensor dct_cpu(const Tensor& x, int64_t out_features) {
+Tensor dct(const Tensor& x, int64_t out_features) {
   const DType dtype = check_dtype("dct", "x", x);
   check("dct", "x", x, "out_features", out_features);
   Tensor y = empty_with_last(x, out_features);
   const RowsOperand rows(x);
-  linear_forward_cpu({.dtype = dtype,
-                      .rows = rows.rows(),
-                      .m = out_features,
-                      .n = x.size(-1),
-                      .x = rows.view,
-                      .y = output_rows(y),
-                      .alpha = one(dtype)});
+  linear_forward("dct", x,
+                 {.dtype = dtype,
+                  .rows = rows.rows(),
+                  .m = out_features,
+                  .n = x.size(-1),
+                  .x = rows.view,
+                  .y = output_rows(y),
+                  .has_dct = true});
   return y;
 }
 
-Tensor idct_cpu(const Tensor& v, int64_t in_features) {
+Tensor idct(const Tensor& v, int64_t in_features) {
   const DType dtype = check_dtype("idct", "v", v);
   check("idct", "v", v, "in_features", in_features);
   Tensor x = empty_with_last(v, in_features);
   const RowsOperand rows(v);
-  linear_backward_cpu({.dtype = dtype,
-                       .rows = rows.rows(),
-                       .m = v.size(-1),
-                       .n = in_features,
-                       .dy = rows.view,
-                       .dx = output_rows(x),
-                       .alpha = one(dtype)});
+  linear_backward("idct", v,
+                  {.dtype = dtype,
+                   .rows = rows.rows(),
+                   .m = v.size(-1),
+                   .n = in_features,
+                   .dy = rows.view,
+                   .dx = output_rows(x),
+                   .has_dct = true});
   return x;
 }
 
-TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {
-  library.impl("dct", &dct_cpu);
-  library.impl("idct", &idct_cpu);
+DCTPS_REGISTER(library) {
+  library.impl("dct", &dct);
+  library.impl("idct", &idct);
 }
 
 }  // namespace dctps

@@ -5,7 +5,7 @@
 
 namespace dctps {
 
-Tensor dct_cpu(const Tensor& x, int64_t out_features);
-Tensor idct_cpu(const Tensor& v, int64_t in_features);
+Tensor dct(const Tensor& x, int64_t out_features);
+Tensor idct(const Tensor& v, int64_t in_features);
 
 }  // namespace dctps

@@ -140,7 +140,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   }
   const Tensor dx =
       wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
-  const ParameterGradients gradients(output_mask, s, alpha_operand.given(), s.matrix.nnz, dy);
+  const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
+  const Tensor scratch = at::empty({s.matrix.nnz}, s.values.options());
+  ParameterSums sums = gradients.sums();
+  sums.scratch = scratch.mutable_data_ptr();
   conv2d_backward_cpu({.dtype = dtype,
                        .batch = x.size(0),
                        .geometry = conv.geometry,
@@ -149,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
                        .dx = wants_dx ? images_of(dx) : Images{},
                        .alpha = alpha_operand.data(),
                        .s = s.matrix,
-                       .sums = gradients.sums()});
+                       .sums = sums});
   return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
 }
 

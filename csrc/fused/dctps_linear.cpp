@@ -8,9 +8,8 @@
 
 namespace dctps {
 
-Tensor dctps_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& index,
-                        const OptionalTensor& alpha, const OptionalTensor& bias, int64_t m, int64_t n,
-                        c10::string_view algorithm) {
+Tensor dctps_linear(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
+                    const OptionalTensor& bias, int64_t m, int64_t n, c10::string_view algorithm) {
   const char* op = "dctps_linear";
   const DType dtype = check_dtype(op, "x", x);
   check_last_dimension(op, "x", x, n);
@@ -24,21 +23,25 @@ Tensor dctps_linear_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   }
   Tensor y = empty_with_last(x, m);
   const RowsOperand rows(x);
-  linear_forward_cpu({.dtype = dtype,
-                      .rows = rows.rows(),
-                      .m = m,
-                      .n = n,
-                      .x = rows.view,
-                      .y = output_rows(y),
-                      .alpha = alpha_operand.data(),
-                      .s = s.matrix,
-                      .bias = bias_operand.data()});
+  linear_forward(op, x,
+                 {.dtype = dtype,
+                  .rows = rows.rows(),
+                  .m = m,
+                  .n = n,
+                  .x = rows.view,
+                  .y = output_rows(y),
+                  .has_dct = alpha_operand.given(),
+                  .alpha = alpha_operand.data(),
+                  .s = s.matrix,
+                  .bias = bias_operand.data()});
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(
-    const Tensor& dy, const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
-    int64_t m, int64_t n, c10::string_view algorithm, std::array<bool, 4> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward(const Tensor& dy, const Tensor& x,
+                                                                 const Tensor& values, const Tensor& index,
+                                                                 const OptionalTensor& alpha, int64_t m,
+                                                                 int64_t n, c10::string_view algorithm,
+                                                                 std::array<bool, 4> output_mask) {
   const char* op = "dctps_linear_backward";
   const DType dtype = check_dtype(op, "dy", dy);
   check_like(op, "x", x, "dy", dy);
@@ -67,25 +70,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward_cpu(
     return {dx, dvalues, dalpha, output_mask[3] ? dy_rows.sum(0) : nothing};
   }
   const Tensor dx = wants_dx ? empty_with_last(x, n) : at::empty({0}, x.options());
-  const ParameterGradients gradients(output_mask, s, alpha_operand.given(),
-                                     backward_scratch_entries(dy, m, s.matrix.nnz), dy);
+  const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
   const RowsOperand dy_rows(dy), x_rows(x);
-  linear_backward_cpu({.dtype = dtype,
-                       .rows = dy_rows.rows(),
-                       .m = m,
-                       .n = n,
-                       .dy = dy_rows.view,
-                       .x = x_rows.view,
-                       .dx = wants_dx ? output_rows(dx) : Rows{},
-                       .alpha = alpha_operand.data(),
-                       .s = s.matrix,
-                       .sums = gradients.sums()});
+  linear_backward(op, dy,
+                  {.dtype = dtype,
+                   .rows = dy_rows.rows(),
+                   .m = m,
+                   .n = n,
+                   .dy = dy_rows.view,
+                   .x = x_rows.view,
+                   .dx = wants_dx ? output_rows(dx) : Rows{},
+                   .has_dct = alpha_operand.given(),
+                   .alpha = alpha_operand.data(),
+                   .s = s.matrix,
+                   .sums = gradients.sums()});
   return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
 }
 
-TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {
-  library.impl("dctps_linear", &dctps_linear_cpu);
-  library.impl("dctps_linear_backward", &dctps_linear_backward_cpu);
+DCTPS_REGISTER(library) {
+  library.impl("dctps_linear", &dctps_linear);
+  library.impl("dctps_linear_backward", &dctps_linear_backward);
 }
 
 }  // namespace dctps

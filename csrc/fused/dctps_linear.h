@@ -21,7 +21,8 @@ struct LinearForwardArgs {
   int64_t rows;                 // batch
   int64_t m, n;                 // y has m columns, x has n
   Rows x = {}, y = {};          // of dtype
-  const void* alpha = nullptr;  // [1], accumulator type; null: no DCT part
+  bool has_dct = false;         // whether there is a DCT part
+  const void* alpha = nullptr;  // [1], accumulator type; null: 1
   SparseMatrix s = {};          // nnz = 0: no sparse part
   const void* bias = nullptr;   // [m], accumulator type; may be null
 };
@@ -34,6 +35,7 @@ struct LinearBackwardArgs {
   int64_t m, n;
   Rows dy = {}, x = {};  // x is read only for dvalues and dalpha
   Rows dx = {};
+  bool has_dct = false;
   const void* alpha = nullptr;
   SparseMatrix s = {};
   ParameterSums sums = {};
@@ -61,5 +63,13 @@ struct BatchSums {
 
 DCTPS_CPU_KERNEL(linear_forward_cpu, LinearForwardArgs)
 DCTPS_CPU_KERNEL(linear_backward_cpu, LinearBackwardArgs)
+
+// The same on a GPU; every pointer is to its memory. Bytes of CudaContext::scratch first.
+struct CudaContext;
+struct DeviceLimits;
+int64_t linear_forward_cuda_scratch(const LinearForwardArgs& args, const DeviceLimits& limits);
+void linear_forward_cuda(const LinearForwardArgs& args, const CudaContext& context);
+int64_t linear_backward_cuda_scratch(const LinearBackwardArgs& args, const DeviceLimits& limits);
+void linear_backward_cuda(const LinearBackwardArgs& args, const CudaContext& context);
 
 }  // namespace dctps

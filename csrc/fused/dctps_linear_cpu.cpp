@@ -40,9 +40,9 @@ void forward(const LinearForwardArgs& args) {
   constexpr int L = kLanes<A>;
   if (!args.rows) return;
   const int64_t q = args.m > args.n ? args.m : args.n;
-  const auto plan = args.alpha ? get_plan<A>(q) : nullptr;
+  const auto plan = args.has_dct ? get_plan<A>(q) : nullptr;
   const A* bias = static_cast<const A*>(args.bias);
-  const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(0);
+  const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const int64_t workers = max_workers();
   const bool streams = args.rows * args.m * int64_t(sizeof(E)) >= kStreamBytes;
 
@@ -106,9 +106,9 @@ void backward(const LinearBackwardArgs& args) {
   double* const dalpha = args.sums.dalpha;
   A* const dbias = static_cast<A*>(args.sums.dbias);
   const bool wants_dx = args.dx.data, wants_x = dvalues || dalpha;
-  const bool transforms = args.alpha && (wants_dx || dalpha);
+  const bool transforms = args.has_dct && (wants_dx || dalpha);
   const auto plan = transforms ? get_plan<A>(q) : nullptr;
-  const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(0);
+  const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const SparseMatrix& s = args.s;
   A* const values = static_cast<A*>(args.sums.scratch);  // in column order
   values_by_column(s, values);

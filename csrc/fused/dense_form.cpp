@@ -54,8 +54,8 @@ Tensor dct_matrix(int64_t m, int64_t n, const Tensor& like) {
   const auto known = kept->find(key);
   if (known != kept->end()) return known->second;
   // Row k of idct(I) is row k of D, row i of dct(I) is column i of D: by way of the smaller identity.
-  const Tensor matrix = m <= n ? idct_cpu(at::eye(m, like.options()), n)
-                               : dct_cpu(at::eye(n, like.options()), m).t().contiguous();
+  const Tensor matrix =
+      m <= n ? idct(at::eye(m, like.options()), n) : dct(at::eye(n, like.options()), m).t().contiguous();
   if (m * n <= kKeptEntries) kept->emplace(key, matrix);
   return matrix;
 }

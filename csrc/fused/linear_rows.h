@@ -1,7 +1,7 @@
 // A tensor [..., size] as the rows that the linear kernels take; shared by all ops that run on them.
 #pragma once
 
-#include "common/check.h"
+#include "common/device.h"
 #include "fused/dctps_linear.h"
 
 namespace dctps {
@@ -31,9 +31,8 @@ inline Rows output_rows(const Tensor& output) {
   return {output.numel() ? output.mutable_data_ptr() : nullptr, output.size(-1), 1};
 }
 
-// Of ParameterSums::scratch, for a backward pass over dy [..., m] that wants sums.
-inline int64_t backward_scratch_entries(const Tensor& dy, int64_t m, int64_t nnz) {
-  return BatchSums(dy.numel() / m, nnz + m).scratch_entries(m, nnz);
-}
+// Run the kernel of like's device, with the plan and the scratch memory that it needs.
+void linear_forward(const char* op, const Tensor& like, const LinearForwardArgs& args);
+void linear_backward(const char* op, const Tensor& like, LinearBackwardArgs args);
 
 }  // namespace dctps

@@ -68,6 +68,7 @@ void test_against_naive_sums(int64_t m, int64_t n, DType dtype) {
                       .n = n,
                       .x = {const_cast<T*>(x.data()), n, 1},
                       .y = {y.data(), m, 1},
+                      .has_dct = true,
                       .alpha = &alpha,
                       .s = support.matrix(values),
                       .bias = bias.data()});
@@ -78,6 +79,7 @@ void test_against_naive_sums(int64_t m, int64_t n, DType dtype) {
                        .dy = {const_cast<T*>(dy.data()), m, 1},
                        .x = {const_cast<T*>(x.data()), n, 1},
                        .dx = {dx.data(), n, 1},
+                       .has_dct = true,
                        .alpha = &alpha,
                        .s = support.matrix(values),
                        .sums = {scratch.data(), dvalues.data(), &dalpha, dbias.data()}});
