@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import autograd as _autograd  # noqa: F401  registers fake kernels and derivatives
+from . import autograd as _autograd  # noqa: F401  registers fake kernels
 from .support import Support
 
 __all__ = ["dct", "dctps_conv2d", "dctps_linear", "idct", "sparse_linear"]
