@@ -1,7 +1,8 @@
 // Derivatives of every op, to any order: every op is linear in its input and in (values, alpha), and every derivative
 // is one of the ops again, so the set is closed and no m x n matrix appears at any order. In C++, because to record a
-// small call from Python takes several times as long as the call.
+// small call from Python takes several times as long as the call. Also what autocast does to them.
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -227,14 +228,17 @@ template <size_t OpNumber>
 void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   bool needed = false;
   Tensors tensors;
-  if (c10::GradMode::is_enabled()) {
-    for (const IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
-      if (!argument.isTensor()) continue;
-      tensors.push_back(argument.toTensor());
-      needed |= tensors.back().requires_grad();
-    }
+  for (const IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
+    if (!argument.isTensor()) continue;
+    tensors.push_back(argument.toTensor());
+    needed |= tensors.back().requires_grad();
+    // Without this torch would take every tangent for zero.
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !tensors.back()._fw_grad(/*level=*/0).defined(), op.schema().name(),
+        ": forward-mode derivatives (torch.func.jvp, jacfwd, torch.autograd.forward_ad) are not implemented; "
+        "use reverse mode: backward(), torch.autograd.grad, torch.autograd.functional");
   }
-  if (!needed) return run(op, keys, *stack);
+  if (!needed || !c10::GradMode::is_enabled()) return run(op, keys, *stack);
   Stack arguments = torch::jit::pop(*stack, op.schema().arguments().size());
   const Tensors results = Recorded::apply(OpNumber, op, keys, arguments, at::TensorList(tensors));
   stack->insert(stack->end(), results.begin(), results.end());
@@ -247,6 +251,33 @@ void register_all(torch::Library& library, std::index_sequence<OpNumbers...>) {
 
 TORCH_LIBRARY_IMPL(dctps_ext, Autograd, library) {
   register_all(library, std::make_index_sequence<std::size(kOps)>());
+}
+
+// ---- autocast: the floating arguments become of its dtype, as for torch.nn.functional.linear
+
+template <c10::DispatchKey Key, c10::DeviceType Device>
+void cast(const c10::OperatorHandle& op, Stack* stack) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(Key);
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(Device);
+  for (size_t i = stack->size() - op.schema().arguments().size(); i < stack->size(); ++i) {
+    IValue& argument = (*stack)[i];
+    if (argument.isTensor()) argument = at::autocast::cached_cast(dtype, argument.toTensor(), Device);
+  }
+  op.callBoxed(stack);
+}
+
+template <c10::DispatchKey Key, c10::DeviceType Device>
+void register_casts(torch::Library& library) {
+  for (const char* op : {kSparse, Linear::kForward, Conv2d::kForward}) {
+    library.impl(op, torch::CppFunction::makeFromBoxedFunction<&cast<Key, Device>>());
+  }
+}
+
+TORCH_LIBRARY_IMPL(dctps_ext, AutocastCPU, library) {
+  register_casts<c10::DispatchKey::AutocastCPU, c10::kCPU>(library);
+}
+TORCH_LIBRARY_IMPL(dctps_ext, AutocastCUDA, library) {
+  register_casts<c10::DispatchKey::AutocastCUDA, c10::kCUDA>(library);
 }
 
 }  // namespace

@@ -8,7 +8,6 @@ from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from . import autograd as _autograd  # noqa: F401  registers fake kernels
@@ -17,6 +16,7 @@ from .support import Support
 __all__ = ["dct", "dctps_conv2d", "dctps_linear", "idct", "sparse_linear"]
 
 _ops = torch.ops.dctps_ext
+dctps_linear_op = _ops.dctps_linear.default  # `default` saves small calls the choice of an overload
 
 
 def dct(x: Tensor, out_features: int | None = None) -> Tensor:
@@ -42,7 +42,6 @@ def dct(x: Tensor, out_features: int | None = None) -> Tensor:
 
     Source: Price & Tanner (2021), section 3.
     """
-    _refuse_tangents("dct", x)
     return _ops.dct(x, _last_size(x) if out_features is None else out_features)
 
 
@@ -60,7 +59,6 @@ def idct(v: Tensor, in_features: int | None = None) -> Tensor:
         TypeError: if the dtype is another one.
         ValueError: if ``v`` has no dimension or ``in_features`` < 1.
     """
-    _refuse_tangents("idct", v)
     return _ops.idct(v, _last_size(v) if in_features is None else in_features)
 
 
@@ -81,7 +79,6 @@ def sparse_linear(x: Tensor, values: Tensor, support: Support) -> Tensor:
         ValueError: if a shape or a device does not fit.
     """
     _check_support("sparse_linear", support)
-    x, values, _, _ = _operands("sparse_linear", x, values, None, None)
     m, n = support.shape
     return _ops.sparse_linear(x, values, support.index, m, n)
 
@@ -119,9 +116,9 @@ def dctps_linear(
     Source: Price & Tanner (2021), equation (1) and section 3.
     """
     _check_support("dctps_linear", support)
-    x, values, alpha, bias = _operands("dctps_linear", x, values, alpha, bias)
     m, n = support.shape
-    return _ops.dctps_linear(x, values, support.index, alpha, bias, m, n, algorithm)
+    alpha = _scalar("dctps_linear", alpha, x)
+    return dctps_linear_op(x, values, support.index, alpha, bias, m, n, algorithm)
 
 
 def dctps_conv2d(
@@ -167,7 +164,7 @@ def dctps_conv2d(
     """
     op = "dctps_conv2d"
     _check_support(op, support)
-    x, values, alpha, bias = _operands(op, x, values, alpha, bias)
+    alpha = _scalar(op, alpha, x)
     if x.dim() not in (3, 4):
         raise ValueError(
             f"{op}: x: expected [batch, channels, height, width] or [channels, height, width], got shape "
@@ -214,36 +211,13 @@ def _check_support(op: str, support: Support) -> None:
         raise TypeError(f"{op}: support: expected a dctps_ext.Support, got {type(support).__name__}")
 
 
-def _refuse_tangents(op: str, *tensors) -> None:
-    """torch gives custom ops no forward-mode rule, and without this would take every tangent for zero."""
-    if forward_ad._current_level < 0:
-        return
-    for tensor in tensors:
-        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{op}: forward-mode derivatives (torch.func.jvp, jacfwd, torch.autograd.forward_ad) are not "
-                "implemented; use reverse mode: backward(), torch.autograd.grad, torch.autograd.functional"
-            )
-
-
-def _operands(
-    op: str, x: Tensor, values: Tensor, alpha: Tensor | float | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The floating arguments as tensors, cast where autocast is on."""
-    _refuse_tangents(op, x, values, alpha, bias)
-    if alpha is not None and not isinstance(alpha, Tensor):
-        # Under torch.compile a number that varies is symbolic, and says nothing about itself.
-        if not isinstance(alpha, Real) or not (torch.compiler.is_compiling() or math.isfinite(alpha)):
-            raise TypeError(f"{op}: alpha: expected a scalar tensor, a finite number or None, got {alpha!r}")
-        alpha = torch.tensor(alpha, dtype=x.dtype, device=x.device)
-    device_type = x.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        x, values, alpha, bias = (
-            t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-            for t in (x, values, alpha, bias)
-        )
-    return x, values, alpha, bias
+def _scalar(op: str, alpha: Tensor | float | None, x: Tensor) -> Tensor | None:
+    if alpha is None or isinstance(alpha, Tensor):
+        return alpha
+    # Under torch.compile a number that varies is symbolic, and says nothing about itself.
+    if not isinstance(alpha, Real) or not (torch.compiler.is_compiling() or math.isfinite(alpha)):
+        raise TypeError(f"{op}: alpha: expected a scalar tensor, a finite number or None, got {alpha!r}")
+    return torch.tensor(alpha, dtype=x.dtype, device=x.device)
 
 
 def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:

@@ -103,8 +103,16 @@ class DCTpSLinear(DCTpSLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Runs the forward pass: [..., in_features] -> [..., out_features]."""
-        return ops.dctps_linear(
-            input, self.values, self.support, self.alpha, self.bias, algorithm=self.algorithm
+        # ops.dctps_linear without what the layer itself has seen to: a tenth of the time of a small call.
+        return ops.dctps_linear_op(
+            input,
+            self.values,
+            self.support_index,
+            self.alpha,
+            self.bias,
+            self.out_features,
+            self.in_features,
+            self.algorithm,
         )
 
     def extra_repr(self) -> str:
