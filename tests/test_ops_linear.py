@@ -1,6 +1,8 @@
 """dct, idct, sparse_linear, the fused linear layer: accuracy, gradients, determinism, layouts, errors."""
 
 import functools
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -583,6 +585,18 @@ def test_a_number_for_alpha_may_vary_under_torch_compile():
 
 
 # ---- large results and memory
+
+
+def test_a_large_result_takes_few_page_faults():
+    """Small pages cost more than the transform: torch.empty alone faults once for each 4 KiB."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    x = torch.ones(16384, 1024)  # 64 MiB: the allocator takes fresh pages for so much
+    dctps_ext.dct(x[:16])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    y = dctps_ext.dct(x)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < y.nbytes / 4096 / 4
 
 
 @pytest.mark.parametrize("q,rows", [(1024, 2117), (1001, 2200)])

@@ -6,6 +6,7 @@
 #include <array>
 #include <tuple>
 
+#include "common/huge_pages.h"
 #include "fused/dense_form.h"
 
 namespace dctps {
@@ -102,6 +103,7 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   }
   const Tensor y =
       at::empty({x.size(0), conv.m, conv.out_height, conv.out_width}, x.options().memory_format(conv.format));
+  hint_huge_pages(y);
   conv2d_forward_cpu({.dtype = dtype,
                       .batch = x.size(0),
                       .geometry = conv.geometry,
@@ -140,6 +142,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   }
   const Tensor dx =
       wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
+  hint_huge_pages(dx);
   const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
   const Tensor scratch = at::empty({s.matrix.nnz}, s.values.options());
   ParameterSums sums = gradients.sums();

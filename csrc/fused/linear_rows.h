@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/device.h"
+#include "common/huge_pages.h"
 #include "fused/dctps_linear.h"
 
 namespace dctps {
@@ -24,7 +25,9 @@ struct RowsOperand {
 inline Tensor empty_with_last(const Tensor& like, int64_t size) {
   auto shape = like.sizes().vec();
   shape.back() = size;
-  return at::empty(shape, like.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor fresh = at::empty(shape, like.options().memory_format(at::MemoryFormat::Contiguous));
+  hint_huge_pages(fresh);
+  return fresh;
 }
 
 inline Rows output_rows(const Tensor& output) {
