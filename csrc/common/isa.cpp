@@ -37,6 +37,11 @@ std::vector<Isa> available_isas() {
 
 Isa current_isa() { return selected().load(std::memory_order_relaxed); }
 
+Isa isa_for_rows(int64_t rows, int64_t narrow_rows) {
+  const Isa isa = current_isa();
+  return isa == Isa::avx512 && rows <= narrow_rows ? Isa::avx2 : isa;
+}
+
 void set_isa(Isa isa) { selected().store(isa, std::memory_order_relaxed); }
 
 const char* isa_name(Isa isa) {

@@ -61,6 +61,11 @@ struct BatchSums {
   int64_t scratch_entries(int64_t m, int64_t nnz) const { return nnz + chunks * (nnz + m); }
 };
 
+inline int64_t narrow_rows(DType dtype) { return dtype == DType::f64 ? 4 : 8; }
+inline Isa isa_for(const LinearForwardArgs& args) { return isa_for_rows(args.rows, narrow_rows(args.dtype)); }
+inline Isa isa_for(const LinearBackwardArgs& args) {
+  return isa_for_rows(args.rows, narrow_rows(args.dtype));
+}
 DCTPS_CPU_KERNEL(linear_forward_cpu, LinearForwardArgs)
 DCTPS_CPU_KERNEL(linear_backward_cpu, LinearBackwardArgs)
 
