@@ -146,7 +146,8 @@ def convert_(
             also gives every row of a layer the same number, to within one.
         filter_fn: called with (name, layer); a layer for which it returns False is left.
         layer_keywords: `alpha`, `alpha_trainable`, `offset`, `algorithm`, `seed` of the layers, see
-            `DCTpSLinear`. Each layer has a seed of its own, made from `seed` and its name.
+            `DCTpSLinear`. Each layer has a seed of its own, made from `seed` and its name. Without `alpha`, a
+            dense layer's attribute `dctps_alpha` is taken where it has one, as in `models.fixup_resnet110`.
 
     Returns: a `ConversionReport`.
 
@@ -185,7 +186,8 @@ def convert_(
         own_seed = _layer_seed(seed, name)
         device = layer.weight.device
         support = Support.random(m, n, counts[name], own_seed, per_row=allocation == "epf", device=device)
-        twin = _TWINS[type(layer)]._from_dense(layer, support, **layer_keywords)
+        own_alpha = {"alpha": getattr(layer, "dctps_alpha", 1.0)}
+        twin = _TWINS[type(layer)]._from_dense(layer, support, **own_alpha | layer_keywords)
         _move_hooks(layer, twin)
         new[layer] = twin
         reports.append(LayerReport(name, type(twin).__name__, m, n, twin.nnz, _bytes(layer), _bytes(twin)))
