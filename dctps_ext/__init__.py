@@ -8,7 +8,7 @@ via a Subspace Offset", ICML 2021.
 from ._load import _C  # noqa: F401
 
 # isort: split
-from . import models, reference
+from . import models, reference, subspace
 from .allocation import allocate
 from .convert import ConversionReport, LayerReport, convert_, to_dense
 from .modules import DCTpSConv2d, DCTpSLinear
@@ -32,5 +32,6 @@ __all__ = [
     "models",
     "reference",
     "sparse_linear",
+    "subspace",
     "to_dense",
 ]
