@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from ._report import LayerCount, format_table
 from .allocation import DENSE_TYPES, allocate_layers, check_method, matrix_shape
 from .modules import DCTpSConv2d, DCTpSLinear
 from .modules._base import DCTpSLayer
@@ -39,28 +40,14 @@ _STATE_HOOKS = (
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class LayerReport(LayerCount):
     """One converted layer: first name, new type, matrix (rows m, columns n), nnz, bytes before and after.
 
     Bytes are those of all parameters and buffers of the layer, bias and index included.
     """
 
-    name: str
-    type: str
-    rows: int
-    columns: int
-    nnz: int
     bytes_before: int
     bytes_after: int
-
-    @property
-    def weights(self) -> int:
-        """m n, the number of weights of the dense layer."""
-        return self.rows * self.columns
-
-    @property
-    def density(self) -> float:
-        return self.nnz / self.weights
 
 
 @dataclass(frozen=True)
@@ -101,25 +88,17 @@ class ConversionReport:
         return self._sum("bytes_after")
 
     def __str__(self) -> str:
-        def cells(name, kind, shape, layer):
-            figures = (layer.nnz, f"{layer.density:.3%}", layer.bytes_before, layer.bytes_after)
-            return [name, kind, shape, *(f"{x:,}" if isinstance(x, int) else x for x in figures)]
+        def figures(layer):
+            return [layer.nnz, f"{layer.density:.3%}", layer.bytes_before, layer.bytes_after]
 
-        rows = [["layer", "type", "m x n", "nnz", "density", "bytes before", "bytes after"]]
-        rows += [cells(x.name, x.type, f"{x.rows} x {x.columns}", x) for x in self.layers]
-        rows.append(cells("total", "", f"{self.weights:,}", self))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        rule = "-" * len(lines[0])
-        lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-        lines += [f"left dense: {name} ({kind}, a subclass)" for name, kind in self.skipped]
-        return "\n".join(line.rstrip() for line in lines)
+        table = format_table(
+            ["layer", "type", "m x n", "nnz", "density", "bytes before", "bytes after"],
+            [[x.name, x.type, f"{x.rows} x {x.columns}", *figures(x)] for x in self.layers],
+            ["total", "", self.weights, *figures(self)],
+            left=2,
+        )
+        lines = [table, *(f"left dense: {name} ({kind}, a subclass)" for name, kind in self.skipped)]
+        return "\n".join(lines)
 
 
 def convert_(

@@ -9,6 +9,12 @@ from torch import nn
 import dctps_ext
 from dctps_ext.subspace import HyperplaneProjection
 
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # the networks are small: more threads mostly wait for each other
+
+
 KINDS = pytest.mark.parametrize("kind", ["gaussian", "fastfood", "sparse"])
 
 
