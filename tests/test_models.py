@@ -12,6 +12,11 @@ import dctps_ext
 from dctps_ext.models import fixup_resnet110, lenet5, mobilenet_v2, resnet18, resnet50, vgg19
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # batches of 2: more threads mostly wait for each other
+
+
 def test_lenet5_is_the_papers():
     net = lenet5()
     shapes = [tuple(parameter.shape) for parameter in net.parameters()]
