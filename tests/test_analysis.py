@@ -178,7 +178,7 @@ def test_the_model_and_the_random_state_stay():
         (X, (37,), ValueError, "k: expected an integer"),
         (X, (1.5,), TypeError, "k: expected an integer, got float"),
         (X, (1, -1), ValueError, "seed: expected an integer"),
-        (X.long(), (), TypeError, "x: expected a floating point tensor, got torch.int64"),
+        (X.long(), (), TypeError, "x: expected a floating point tensor, got a torch.int64 tensor"),
         ([1.0], (), TypeError, "x: expected a floating point tensor, got list"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..support import check_int
+from ..support import _describe, check_int
 
 _OVERSAMPLING = (
     10  # columns of a block beyond k; a usual choice (Halko, Martinsson & Tropp, SIAM Review 2011)
@@ -30,7 +30,8 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
     Sparse networks have singular values far below float32's smallest number. So a copy of the model is run in
     float64, and each step is scaled by a power of 2, so that no square of a singular value is formed: values
     down to 1e-290 are computed. Where a layer's activations, or J itself, are below that and yet not zero,
-    an error says so: a result of exactly 0 is no underflow, there is no path from input to output.
+    an error says so: a result of exactly 0 is no underflow, but says that no path leads from the input to
+    the output, or that all weights of a layer are 0, as those of Fixup's classifier at initialisation.
 
     Args:
         model: a network with a floating point tensor as input and output; it stays as it is.
@@ -44,8 +45,7 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
     a Jacobian that is not finite.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x: expected a floating point tensor, got {what}")
+        raise TypeError(f"x: expected a floating point tensor, got {_describe(x)}")
     generator = torch.Generator().manual_seed(check_int("seed", seed, 0, 2**63 - 1))
     model = copy.deepcopy(model).double().requires_grad_(False)
     for name, layer in model.named_modules():
@@ -55,7 +55,7 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
     with torch.enable_grad():
         y = model(x)
         if not isinstance(y, Tensor) or not y.is_floating_point():
-            raise TypeError(f"model: expected a floating point tensor as output, got {type(y).__name__}")
+            raise TypeError(f"model: expected a floating point tensor as output, got {_describe(y)}")
         k = min(y.numel(), x.numel()) if k is None else check_int("k", k, 1, min(y.numel(), x.numel()))
         if not y.requires_grad:  # e.g. a constant
             return y.new_zeros(k)
