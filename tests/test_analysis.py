@@ -138,7 +138,8 @@ def test_no_path_is_exactly_zero():
         def forward(self, x):
             return torch.ones(2, 3)
 
-    assert jacobian_singular_values(Constant(), x).tolist() == [0.0] * 6
+    values = jacobian_singular_values(Constant(), x)
+    assert values.tolist() == [0.0] * 6 and values.dtype == torch.float64
 
 
 def test_of_resnet50_dctps_does_not_depend_on_density_and_sparse_epl_vanishes():

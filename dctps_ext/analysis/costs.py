@@ -98,7 +98,7 @@ class LayerCost(LayerCount):
         "sparse":   nnz        2 nnz
         "dctps":    nnz + 1    2 nnz + m + groups * F(q),    F(q) = 2 q log2(q) - q + 2
 
-    A multiplication and an addition are two FLOPs. The paper writes O(q log q) for the DCT; F(q) is the count
+    A multiplication and an addition are two FLOPs. The DCT costs O(q log q) in the paper; F(q) is the count
     of the split-radix algorithm where q is a power of 2 (Vetterli & Nussbaumer, 1984), and is used for any q.
     A convolution takes a DCT of each patch, in each group; "dense" is the better form where groups are many.
 
@@ -181,10 +181,10 @@ class CostReport:
 def costs(model: nn.Module, x: Tensor) -> CostReport:
     """Storage and FLOPs of every Linear, Conv2d and DCTpS layer of `model`, as formula and as measured bytes.
 
-    Storage and FLOPs follow Price & Tanner, ICML 2021, Table 1; see `LayerCost` for the formulas, which
-    leave out what the paper leaves out: biases, norms, activations and the index of the nonzeros. The bytes
-    are those of the tensors that the layer holds, index included. FLOPs are for one sample, forward; a layer
-    that is used several times is counted for each, one that is not used costs none.
+    Storage and FLOPs follow Price & Tanner, ICML 2021, Table 1, see `LayerCost` for the formulas; they leave
+    out biases, norms, activations and the index of the nonzeros. The bytes are those of the tensors that the
+    layer holds, index included. FLOPs are for one sample, forward; a layer that is used several times is
+    counted for each, one that is not used costs none.
 
     Args:
         x: an input whose first dimension is the batch; the model runs once on it, in eval mode, and is left

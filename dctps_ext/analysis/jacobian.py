@@ -18,9 +18,9 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
     """The k largest singular values, descending, of J = d model(x) / dx, both flattened: J is [M, N].
 
     Price & Tanner, ICML 2021, Figure 4, look at them at initialisation: information reaches the output only
-    along singular vectors whose values are not (near) zero. The paper does not say in which mode batch norm
-    was: here it is the model's own, so call `model.eval()` for the network of one image alone; in training
-    mode the images of a batch `x` depend on each other, and J is that of the whole batch.
+    along singular vectors whose values are not (near) zero. Batch norm is in the model's own mode: after
+    `model.eval()` it has its initial statistics, 0 and 1, and each image is on its own; in training mode the
+    images of a batch `x` depend on each other, and J is that of the whole batch.
 
     J is never formed. J^T u is one backward pass, J v is the derivative of J^T u with respect to u, so that
     any differentiable op will do. From them a block Krylov space of J J^T is built, reorthogonalised, and
@@ -58,7 +58,7 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
             raise TypeError(f"model: expected a floating point tensor as output, got {_describe(y)}")
         k = min(y.numel(), x.numel()) if k is None else check_int("k", k, 1, min(y.numel(), x.numel()))
         if not y.requires_grad:  # e.g. a constant
-            return y.new_zeros(k)
+            return y.new_zeros(k, dtype=torch.float64)
         pullback_at = torch.zeros_like(y, requires_grad=True)
         (pullback,) = torch.autograd.grad(y, x, pullback_at, create_graph=True)
 
@@ -85,7 +85,7 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
     if 0 < largest < _TINY:
         raise FloatingPointError(f"model: its Jacobian underflows float64, its entries are below {largest}")
     if largest == 0:
-        return y.new_zeros(k).detach()
+        return y.new_zeros(k)
     scale = 2.0 ** -math.frexp(largest)[1]
     images = images * scale
     while True:
