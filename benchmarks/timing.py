@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from dctps_ext.pruning.cost import peak_of
+
 MINIMUM_SECONDS = 2e-3  # a timed stretch is at least this long, so that the clock's reading does not count
 FEWEST_ROUNDS = 5  # a limit in seconds never leaves fewer
 
@@ -149,10 +151,4 @@ def peak_bytes(call):
     call()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = lowest = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        lowest = min(lowest, held)  # a call may begin by freeing what the previous one left, e.g. gradients
-        peak = max(peak, held - lowest)
-    return peak
+    return peak_of(record)

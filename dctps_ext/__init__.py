@@ -8,7 +8,7 @@ via a Subspace Offset", ICML 2021.
 from ._load import _C  # noqa: F401
 
 # isort: split
-from . import analysis, models, reference, subspace
+from . import analysis, models, pruning, reference, subspace
 from .allocation import allocate
 from .convert import ConversionReport, LayerReport, convert_, to_dense
 from .modules import DCTpSConv2d, DCTpSLinear
@@ -31,6 +31,7 @@ __all__ = [
     "dctps_linear",
     "idct",
     "models",
+    "pruning",
     "reference",
     "sparse_linear",
     "subspace",

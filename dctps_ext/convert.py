@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -139,12 +139,24 @@ def convert_(
         raise TypeError(f"layer_keywords: expected some of {', '.join(_KEYWORDS)}, got {', '.join(unknown)}")
     seed = check_int("seed", layer_keywords.pop("seed", 0), 0, 2**63 - 1)
     check_method("allocation", allocation)
+    chosen, skipped = choose_layers(model, filter_fn)
+    counts = allocate_layers(chosen, density, allocation)
+    supports = (random_support(name, layer, counts[name], allocation, seed) for name, layer in chosen.items())
+    return replace_layers_(model, chosen, supports, skipped, **layer_keywords)
+
+
+def choose_layers(
+    model: nn.Module, filter_fn: Callable[[str, nn.Module], bool] | None
+) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
+    """The layers by first name that `convert_` would replace, and (name, type) of the subclasses it leaves.
+
+    Raises: ValueError for a layer, or a model, that cannot be replaced; see `convert_`.
+    """
     if type(model) in _TWINS:
         raise ValueError(
             f"model: is itself a {type(model).__name__}, which cannot be replaced in place; make a "
             f"{_TWINS[type(model)].__name__} instead"
         )
-
     chosen: dict[str, nn.Module] = {}
     skipped = []
     for name, layer in model.named_modules():
@@ -156,15 +168,28 @@ def convert_(
         else:
             skipped.append((name, type(layer).__name__))
     _check_not_tied(model, chosen)
-    counts = allocate_layers(chosen, density, allocation)
+    return chosen, skipped
 
+
+def random_support(name: str, layer: nn.Module, nnz: int, allocation: str, seed: int) -> Support:
+    """The support that `convert_` draws for the layer `name`."""
+    m, n = matrix_shape(layer)
+    own_seed = _layer_seed(seed, name)
+    return Support.random(m, n, nnz, own_seed, per_row=allocation == "epf", device=layer.weight.device)
+
+
+def replace_layers_(
+    model: nn.Module,
+    chosen: dict[str, nn.Module],
+    supports: Iterable[Support],
+    skipped: list[tuple[str, str]],
+    **layer_keywords,
+) -> ConversionReport:
+    """Replaces the `chosen` layers, each with its one of `supports`, in place; on an error, none of them."""
     new: dict[nn.Module, DCTpSLayer] = {}
     reports = []
-    for name, layer in chosen.items():
+    for (name, layer), support in zip(chosen.items(), supports, strict=True):
         m, n = matrix_shape(layer)
-        own_seed = _layer_seed(seed, name)
-        device = layer.weight.device
-        support = Support.random(m, n, counts[name], own_seed, per_row=allocation == "epf", device=device)
         own_alpha = {"alpha": getattr(layer, "dctps_alpha", 1.0)}
         twin = _TWINS[type(layer)]._from_dense(layer, support, **own_alpha | layer_keywords)
         _move_hooks(layer, twin)
