@@ -9,7 +9,7 @@ BUILD_DIR ?= build/cpp-test
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv build lint format cpp-test test demo clean FORCE
+.PHONY: help venv build lint format cpp-test test demo compare clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,6 +30,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f -o -type d)
 
 help:
 	@echo 'make demo      DCTpS against dense and sparse layers: a table, a plot, a training run'
+	@echo 'make compare   every pruning method of the paper against DCTpS: accuracy, cost, memory; minutes'
 	@echo 'make test      lint, C++ tests, Python tests: what CI runs'
 	@echo 'make build     .venv with everything installed, the C++ extension built in place'
 	@echo 'make lint      check formatting and style            make format    apply them'
@@ -109,6 +110,10 @@ demo: $(VENV)/stamp-demo
 	@$(PY) -m benchmarks.layers --demo
 	$(SAY) 'training: LeNet-5 on handwritten digits'
 	@$(PY) -m dctps_ext.experiments.demo
+
+compare: $(VENV)/stamp-demo
+	$(SAY) 'pruning: every method on LeNet-5, digits, one epoch'
+	@$(PY) -m dctps_ext.experiments.compare --out runs/compare-lenet5-digits.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dctps_ext/_C*.so dctps_ext/_build_info.py

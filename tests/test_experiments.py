@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dctps_ext.experiments import data, demo, record, train
+from dctps_ext.experiments import compare, data, demo, record, train
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
 
@@ -46,7 +46,9 @@ def settings(**changes):
     }
     values.update(changes)
     if values["method"] == "dense":
-        values.update(density=None, allocation=None)
+        values.update(density=None)
+    if values["method"] not in train.ALLOCATED:
+        values.update(allocation=None)
     return train.Settings(**values)
 
 
@@ -156,9 +158,12 @@ def test_crop_and_flip_gives_shifted_or_mirrored_windows():
     assert len(seen) > 40 and {flip for *_, flip in seen} == {False, True}
 
 
-@pytest.mark.parametrize("method", train.METHODS)
-def test_an_interrupted_run_ends_with_the_bits_of_a_straight_one(tmp_path, monkeypatch, tiny, method):
-    straight = train.run(settings(method=method), tmp_path / "straight.pt", progress=False, dataset=tiny)
+@pytest.mark.parametrize(
+    "method, rigl", [*zip(train.METHODS[:3], [None] * 3, strict=True), ("snip", 2), ("dctps", 2)]
+)
+def test_an_interrupted_run_ends_with_the_bits_of_a_straight_one(tmp_path, monkeypatch, tiny, method, rigl):
+    changes = {"method": method, "rigl": rigl, "density": 0.02}
+    straight = train.run(settings(**changes), tmp_path / "straight.pt", progress=False, dataset=tiny)
     assert len(straight["history"]) == 4
 
     # Killed in the middle of the third epoch, after two checkpoints.
@@ -167,7 +172,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_a_straight_one(tmp_path, monke
     def killing(self, *arguments, **keywords):
         nonlocal count
         count += 1
-        if count == 8:
+        if count == (8 if rigl is None else 5):  # RigL takes every second step
             raise KeyboardInterrupt
         return step(self, *arguments, **keywords)
 
@@ -175,9 +180,10 @@ def test_an_interrupted_run_ends_with_the_bits_of_a_straight_one(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", killing)
         with pytest.raises(KeyboardInterrupt):
-            train.run(settings(method=method), path, progress=False, dataset=tiny)
+            train.run(settings(**changes), path, progress=False, dataset=tiny)
     assert len(torch.load(path, weights_only=True)["history"]) == 2
-    resumed = train.run(settings(method=method), path, progress=False, dataset=tiny)
+    monkeypatch.setattr(train.pruning, "prune", lambda *_, **__: pytest.fail("pruned again"))
+    resumed = train.run(settings(**changes), path, progress=False, dataset=tiny)
 
     assert without_time(resumed) == without_time(straight)
     a, b = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("straight", "killed"))
@@ -222,12 +228,15 @@ def test_a_run_leaves_the_callers_random_state_and_threads(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "magic"}, "method: expected one of dctps, sparse, dense, got 'magic'"),
+        ({"method": "magic"}, "method: expected one of dctps, sparse, dense, uniform, .*, imp, got 'magic'"),
         ({"optimizer": "lion"}, "optimizer: expected one of adam, sgd, got 'lion'"),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({"lr": -0.1}, "lr: expected a positive number, got -0.1"),
         ({"density": 1.5}, r"density: expected a number in \[0, 1\]"),
+        ({"method": "dense", "rigl": 5}, "rigl: expected None for method dense, got 5"),
+        ({"rigl": 0}, "rigl: expected at least 1, got 0"),
+        ({"allocation": None}, "allocation: expected a value for method dctps, got None"),
     ],
 )
 def test_settings_are_checked(changes, message):
@@ -279,6 +288,49 @@ def test_train_and_demo_commands(tmp_path, monkeypatch, capsys, tiny):
     assert all(len(line) <= 100 for line in printed.splitlines())
     assert printed.count("random sparse") == 2 and "61,510" in printed
     assert (tmp_path / "dctps-0.001.pt").is_file()
+
+
+def test_compare_command_and_its_resumption(tmp_path, monkeypatch, capsys, tiny):
+    monkeypatch.setattr(data, "load", lambda name, directory: tiny)
+    few = ("dense", "sparse", "uniform", "snip", "dctps")
+    monkeypatch.setattr(compare, "NAMES", {method: compare.NAMES[method] for method in few})
+    out = tmp_path / "out" / "compare.json"
+    command = ["--threads", "1", "--densities", "0.02", "0.0004", "--rigl", "2"]
+    command += ["--checkpoints", str(tmp_path / "runs"), "--out", str(out)]
+    compare.main(command)
+    printed = capsys.readouterr().out
+    assert out.with_suffix(".md").read_text().strip() == printed.strip()
+    runs = json.loads(out.read_text())["runs"]
+    assert len(runs) == 1 + 2 * (len(compare.NAMES) - 1 + 2)
+    names = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")][2:]
+    assert names[0] == "Dense" and {"DCTpS", "DCTpS + RigL", "SNIP", "Sparse (uniform)"} <= set(names)
+    broken = [run for run in runs if "breakdown" in run]
+    assert any("layer collapse" in run["breakdown"] for run in broken)
+    assert printed.count("breaks down") == len(broken) and {r["settings"]["density"] for r in broken} == {
+        4e-4
+    }
+    for run in runs:
+        if "breakdown" in run:
+            continue
+        held, density = run["held"], run["settings"]["density"]
+        count = 61510 if density is None else round(density * 61510)
+        alphas = 5 if run["settings"]["method"] == "dctps" else 0
+        assert run["parameters"] == count + alphas and held["parameters"] == 4 * (count + alphas)
+        assert held["optimizer"] == 2 * held["parameters"] + 4 * (5 + alphas)  # Adam's, with its steps
+        # Dense weights are there while a dense network is pruned, and never in a DCTpS one.
+        assert (run["initialisation"]["peak_bytes"] > 4 * 61510) == (
+            run["settings"]["method"] not in train.ALLOCATED
+        )
+
+    def again(*_, **__):
+        pytest.fail("initialised or trained again")
+
+    for settings in compare.plan(compare.parser().parse_args(command)):
+        if not any(run["settings"] == dataclasses.asdict(settings) for run in broken):
+            with monkeypatch.context() as patch:
+                patch.setattr(compare.pruning, "prune", again)
+                patch.setattr(torch.optim.Adam, "step", again)
+                compare.row(settings, tiny, tmp_path / "runs")
 
 
 def test_command_line_errors_are_one_sentence(capsys):

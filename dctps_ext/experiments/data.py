@@ -1,5 +1,6 @@
 """Data sets of the experiments, in memory as uint8: scikit-learn's digits and CIFAR-10 from zipped images."""
 
+import functools
 import hashlib
 import io
 import logging
@@ -41,6 +42,16 @@ class Dataset:
     test_labels: torch.Tensor
     num_classes: int
     augment: bool
+
+    @functools.cached_property
+    def statistics(self):
+        """`channel_statistics` of the training images, each float32 `[C, 1, 1]`; computed once."""
+        return tuple(s.view(-1, 1, 1) for s in channel_statistics(self.train_images))
+
+    def normalise(self, images):
+        """uint8 images -> float32, so that each channel of the training images has mean 0 and deviation 1."""
+        mean, deviation = self.statistics
+        return (images.float() - mean) / deviation
 
 
 def load(name, directory=None):
