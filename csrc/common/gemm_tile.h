@@ -7,9 +7,10 @@
 namespace dctps {
 namespace DCTPS_ISA {
 
-// A block of the result held in registers: kBlockRows x kBlockVectors sums, with their operands.
-constexpr int kBlockRows = 4;
-constexpr int kBlockVectors = kVectorBytes == 64 ? 6 : kVectorBytes == 32 ? 3 : 2;
+// A block of the result held in registers: kBlockRows x kBlockVectors sums, with their operands. Rather high than wide,
+// because vectors come from the second-level cache and factors from the first.
+constexpr int kBlockRows = kVectorBytes == 64 ? 8 : 4;
+constexpr int kBlockVectors = kVectorBytes == 16 ? 2 : 3;
 
 // A matrix of scalars by strides, so that its transpose is one too.
 template <class A>
@@ -41,26 +42,24 @@ DCTPS_INLINE void product_block(const Factors<A>& factors, int64_t row, int64_t 
   }
 }
 
+template <int Most, int Vectors, class A, class Load, class Store>
+DCTPS_INLINE void product_block_of(int64_t count, const Factors<A>& factors, int64_t row, int64_t depth,
+                                   int64_t vector, const Load& load, const Store& store) {
+  if (count == Most) {
+    product_block<Most, Vectors, A>(factors, row, depth, vector, load, store);
+  } else if constexpr (Most > 1) {
+    product_block_of<Most - 1, Vectors, A>(count, factors, row, depth, vector, load, store);
+  }
+}
+
 template <int Vectors, class A, class Load, class Store>
 void product_rows(const Factors<A>& factors, int64_t rows, int64_t depth, int64_t vector, const Load& load,
                   const Store& store) {
-  // Blocks of about the same height: a last one of a single row would use a quarter of the registers.
+  // Blocks of about the same height: a last one of a single row would use an eighth of the registers.
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   for (int64_t b = 0, row = 0; b < blocks; ++b) {
     const int64_t end = (b + 1) * rows / blocks;
-    switch (end - row) {
-      case 4:
-        product_block<4, Vectors, A>(factors, row, depth, vector, load, store);
-        break;
-      case 3:
-        product_block<3, Vectors, A>(factors, row, depth, vector, load, store);
-        break;
-      case 2:
-        product_block<2, Vectors, A>(factors, row, depth, vector, load, store);
-        break;
-      default:
-        product_block<1, Vectors, A>(factors, row, depth, vector, load, store);
-    }
+    product_block_of<kBlockRows, Vectors, A>(end - row, factors, row, depth, vector, load, store);
     row = end;
   }
 }
@@ -70,21 +69,11 @@ void product_rows(const Factors<A>& factors, int64_t rows, int64_t depth, int64_
 template <class A, class Load, class Store>
 void product(const Factors<A>& factors, int64_t rows, int64_t depth, int64_t vectors, const Load& load,
              const Store& store) {
-  const int64_t panels = (vectors + kBlockVectors - 1) / kBlockVectors;
-  for (int64_t p = 0, vector = 0; p < panels; ++p) {
-    const int64_t end = (p + 1) * vectors / panels;
-    switch (end - vector) {
-      case kBlockVectors:
-        product_rows<kBlockVectors, A>(factors, rows, depth, vector, load, store);
-        break;
-      case kBlockVectors - 1:
-        product_rows<kBlockVectors - 1, A>(factors, rows, depth, vector, load, store);
-        break;
-      default:
-        for (int64_t v = vector; v < end; ++v) product_rows<1, A>(factors, rows, depth, v, load, store);
-    }
-    vector = end;
+  int64_t vector = 0;
+  for (; vector + kBlockVectors <= vectors; vector += kBlockVectors) {
+    product_rows<kBlockVectors, A>(factors, rows, depth, vector, load, store);
   }
+  for (; vector < vectors; ++vector) product_rows<1, A>(factors, rows, depth, vector, load, store);
 }
 
 }  // namespace DCTPS_ISA

@@ -8,8 +8,8 @@
 #include <numeric>
 #include <tuple>
 
-#include "common/huge_pages.h"
 #include "fused/dense_form.h"
+#include "fused/linear_rows.h"
 
 namespace dctps {
 namespace {
@@ -23,6 +23,16 @@ Images images_of(const Tensor& tensor) {
           .row_stride = tensor.stride(2),
           .column_stride = tensor.stride(3),
           .channel_stride = tensor.stride(1)};
+}
+
+// The pixels of a batch in one of torch's two formats as rows of channels.
+Rows pixels_of(const Tensor& tensor) {
+  const int64_t pixels = tensor.size(2) * tensor.size(3);
+  return {.data = tensor.numel() ? const_cast<void*>(tensor.const_data_ptr()) : nullptr,
+          .row_stride = tensor.is_contiguous() ? 1 : tensor.size(1),
+          .stride = tensor.is_contiguous() ? pixels : 1,
+          .block = pixels,
+          .block_stride = tensor.size(1) * pixels};
 }
 
 // Checked arguments that forward and backward share.
@@ -75,7 +85,8 @@ struct Convolution {
     auto skips = [](int64_t kernel, int64_t stride, int64_t dilation) {
       return std::min(kernel, stride / std::gcd(stride, dilation)) < stride;
     };
-    return skips(g.kernel_height, g.stride_y, g.dilation_y) || skips(g.kernel_width, g.stride_x, g.dilation_x);
+    return skips(g.kernel_height, g.stride_y, g.dilation_y) ||
+           skips(g.kernel_width, g.stride_x, g.dilation_x);
   }
 
   LayerWork work(int64_t batch, int64_t nnz, bool has_dct, bool is_backward) const {
@@ -86,6 +97,13 @@ struct Convolution {
             .has_dct = has_dct,
             .is_backward = is_backward,
             .convolution = &taps};
+  }
+
+  // Whether patches are single pixels, side by side: then this is a linear layer over pixels.
+  bool is_linear() const {
+    const ConvGeometry& g = geometry;
+    return n == taps.channels && g.groups == 1 && g.stride_y == 1 && g.stride_x == 1 && g.padding_y == 0 &&
+           g.padding_x == 0;
   }
 
   // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back. In x's format, because
@@ -118,6 +136,21 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   const Tensor y =
       at::empty({x.size(0), conv.m, conv.out_height, conv.out_width}, x.options().memory_format(conv.format));
   hint_huge_pages(y);
+  if (form == Form::rows && conv.is_linear()) {
+    const Tensor pixels = x.contiguous(conv.format);
+    linear_forward(op, x,
+                   {.dtype = dtype,
+                    .rows = x.size(0) * conv.out_height * conv.out_width,
+                    .m = conv.m,
+                    .n = conv.n,
+                    .x = pixels_of(pixels),
+                    .y = pixels_of(y),
+                    .has_dct = alpha_operand.given(),
+                    .alpha = alpha_operand.data(),
+                    .s = s.matrix,
+                    .bias = bias_operand.data()});
+    return y;
+  }
   const Conv2dForwardArgs args{.dtype = dtype,
                                .batch = x.size(0),
                                .geometry = conv.geometry,
@@ -142,7 +175,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const SparseOperand s(op, values, index, conv.m, conv.n, dy);
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
   const bool wants_dx = output_mask[0];
-  const Form form = choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true));
+  const Form form =
+      choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true));
   if (form == Form::dense) {
     const NoAutocast guard;
     const Tensor nothing = at::empty({0}, x.options());
@@ -161,6 +195,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   hint_huge_pages(dx);
   if (conv.skips_pixels()) dx.zero_();
   const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
+  if (form == Form::rows && conv.is_linear()) {
+    const Tensor pixels = x.contiguous(conv.format), dy_pixels = dy.contiguous(conv.format);
+    linear_backward(op, x,
+                    {.dtype = dtype,
+                     .rows = x.size(0) * conv.out_height * conv.out_width,
+                     .m = conv.m,
+                     .n = conv.n,
+                     .dy = pixels_of(dy_pixels),
+                     .x = pixels_of(pixels),
+                     .dx = wants_dx ? pixels_of(dx) : Rows{},
+                     .has_dct = alpha_operand.given(),
+                     .alpha = alpha_operand.data(),
+                     .s = s.matrix,
+                     .sums = gradients.sums()});
+    return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
+  }
   const Tensor scratch = at::empty({s.matrix.nnz}, s.values.options());
   ParameterSums sums = gradients.sums();
   sums.scratch = scratch.mutable_data_ptr();

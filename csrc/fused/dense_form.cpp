@@ -21,7 +21,7 @@ struct Costs {
   double dense_call = 4000, dense_entry = 1.0;              // once: build W
   double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
   double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 4, entry = 0.6;  // 16 rows
-  double tap_product = 0.3, tap_value = 4;  // 16 rows
+  double tap_product = 0.3, tap_value = 4;                                              // 16 rows
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
@@ -91,7 +91,8 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
   const double rows = rows_cost(work);
   const double taps = work.convolution ? taps_cost(work) : rows;
   const Form fast = taps < rows ? Form::taps : Form::rows;
-  if (algorithm == "fast" || at::globalContext().deterministicAlgorithms() || work.m * work.n > kMostEntries) {
+  if (algorithm == "fast" || at::globalContext().deterministicAlgorithms() ||
+      work.m * work.n > kMostEntries) {
     return fast;
   }
   return dense_cost(work) < std::min(rows, taps) ? Form::dense : fast;

@@ -43,7 +43,9 @@ struct ThinFactors {
   }
 
  private:
-  static bool is_useful(const Matrix& m, int64_t rank) { return rank * (m.rows + m.columns) < m.rows * m.columns; }
+  static bool is_useful(const Matrix& m, int64_t rank) {
+    return rank * (m.rows + m.columns) < m.rows * m.columns;
+  }
 
   // QR with column pivoting, by Gram-Schmidt with each column orthogonalised twice, until what is left is small.
   void decompose(const Matrix& m, double tolerance) {
@@ -64,7 +66,8 @@ struct ThinFactors {
         }
         if (square > largest) largest = square, pivot = c;
       }
-      if (largest == 0 || *std::max_element(row_error.begin(), row_error.end()) <= tolerance * tolerance) return;
+      if (largest == 0 || *std::max_element(row_error.begin(), row_error.end()) <= tolerance * tolerance)
+        return;
       if (!is_useful(m, int64_t(left.size()) - 8)) {  // the SVD below may still win a few
         left.clear(), right.clear();
         return;

@@ -41,8 +41,9 @@ struct TapPlan {
   std::vector<A> across;                   // [filters][kernel_width] {cos, sin} of 2 theta_k C (b - b0)
   // [filters][kernel_height] {u, v}: D patch = sum_a u P[a] + v Q[a], with u = 1 at a0.
   std::vector<A> down;
-  std::vector<uint8_t> swaps;  // [filters]: P is the imaginary part of H and Q the real one, else the other way round
-  bool turns = false;          // whether some v is not 0 at a0
+  std::vector<uint8_t>
+      swaps;           // [filters]: P is the imaginary part of H and Q the real one, else the other way round
+  bool turns = false;  // whether some v is not 0 at a0
 
   double cost;  // multiply-adds for each pixel and output pixel, taken as equally many
   int64_t bytes() const;

@@ -68,10 +68,11 @@ struct TapSpace {
   int64_t reach() const { return row_reach() + columns.most_shift; }
 
   // The runs of x in cells first .. first + count - 1 of a plane.
-  void input_runs(const Images& x, int64_t plane, int64_t first, int64_t count, std::vector<Run>& runs) const {
+  void input_runs(const Images& x, int64_t plane, int64_t first, int64_t count,
+                  std::vector<Run>& runs) const {
     const int64_t width = int64_t(columns.origins.size());
-    find_runs(x, rows.origins[size_t(plane / width)], columns.origins[size_t(plane % width)], rows.stride, columns.stride,
-              first, count, runs);
+    find_runs(x, rows.origins[size_t(plane / width)], columns.origins[size_t(plane % width)], rows.stride,
+              columns.stride, first, count, runs);
   }
 
   // The same for images of the output's size.

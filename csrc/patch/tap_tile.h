@@ -36,13 +36,20 @@ DCTPS_INLINE void store_run(const Accumulator<E>* from, int64_t stride, int64_t 
   for (; i < count; ++i) to[i * stride] = from_accumulator<E>(from[i]);
 }
 
+// Whether a pixel's channels are neighbours in memory.
+inline bool has_channels_last(const Images& images) {
+  return images.channel_stride == 1 && images.channels > 1;
+}
+
 // The runs of a part of the line, and the offset of each of its cells for layouts with neighbouring channels.
 struct Cells {
   static constexpr int64_t kPadding = -1;
   std::vector<Run> runs;
   std::vector<int64_t> offsets;
 
-  void find_offsets(int64_t cells) {
+  // For load_cells and store_cells, once the runs are there.
+  void prepare(const Images& images, int64_t cells) {
+    if (!has_channels_last(images)) return;
     offsets.assign(size_t(cells), kPadding);
     for (const Run& run : runs) {
       for (int64_t i = 0; i < run.count; ++i) offsets[size_t(run.cell + i)] = run.offset + i * run.stride;
@@ -69,7 +76,7 @@ void load_cells(const Images& images, const Cells& source, int64_t cells, int64_
                 Accumulator<E>* to, int64_t pitch) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
-  if (images.channel_stride == 1 && images.channels > 1) {
+  if (has_channels_last(images)) {
     for (int64_t first = 0; first < count; first += L) {
       const int here = count - first < L ? int(count - first) : L;
       for (int64_t cell = 0; cell < cells; cell += L) {
@@ -98,7 +105,7 @@ void store_cells(const Images& images, const Cells& target, int64_t cells, int64
                  const Accumulator<E>* from, int64_t pitch) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
-  if (images.channel_stride == 1 && images.channels > 1) {
+  if (has_channels_last(images)) {
     for (int64_t cell = 0; cell < cells; cell += L) {
       for (int64_t first = 0; first < count; first += L) {
         const int here = count - first < L ? int(count - first) : L;
@@ -130,8 +137,8 @@ constexpr int kTapVectors = 4;
 // The complex sum out[p] = in[p + center] + sum over terms of (c + i s) in[p + offset], re and im apart; without a
 // center the first part is 0. `vectors` is a multiple of kTapVectors.
 template <class A>
-void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<A>* terms, int count, int64_t vectors,
-                 A* out_re, A* out_im) {
+void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<A>* terms, int count,
+                 int64_t vectors, A* out_re, A* out_im) {
   constexpr int L = kLanes<A>;
   for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
     Vec<A> r[kTapVectors] = {}, i[kTapVectors] = {};
