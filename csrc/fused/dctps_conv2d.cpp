@@ -79,14 +79,13 @@ struct Convolution {
     out_width = output_size(1);
   }
 
-  // Whether strides leave out pixels that no tap sees: the tap form does not come to them.
-  bool skips_pixels() const {
+  // Of the stride_y * stride_x pixels for each patch, how many some tap sees. The tap form does not come to the others.
+  int64_t seen_pixels() const {
     const ConvGeometry& g = geometry;
-    auto skips = [](int64_t kernel, int64_t stride, int64_t dilation) {
-      return std::min(kernel, stride / std::gcd(stride, dilation)) < stride;
+    auto seen = [](int64_t kernel, int64_t stride, int64_t dilation) {
+      return std::min(kernel, stride / std::gcd(stride, dilation));
     };
-    return skips(g.kernel_height, g.stride_y, g.dilation_y) ||
-           skips(g.kernel_width, g.stride_x, g.dilation_x);
+    return seen(g.kernel_height, g.stride_y, g.dilation_y) * seen(g.kernel_width, g.stride_x, g.dilation_x);
   }
 
   LayerWork work(int64_t batch, int64_t nnz, bool has_dct, bool is_backward) const {
@@ -96,7 +95,8 @@ struct Convolution {
             .nnz = nnz,
             .has_dct = has_dct,
             .is_backward = is_backward,
-            .convolution = &taps};
+            .convolution = &taps,
+            .pixels_per_row = seen_pixels()};
   }
 
   // Whether patches are single pixels, side by side: then this is a linear layer over pixels.
@@ -193,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const Tensor dx =
       wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
   hint_huge_pages(dx);
-  if (conv.skips_pixels()) dx.zero_();
+  if (conv.seen_pixels() < conv.geometry.stride_y * conv.geometry.stride_x) dx.zero_();
   const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
   if (form == Form::rows && conv.is_linear()) {
     const Tensor pixels = x.contiguous(conv.format), dy_pixels = dy.contiguous(conv.format);

@@ -84,7 +84,8 @@ struct Shape {
     const int64_t most = kMostTileBytes / int64_t(sizeof(A)) / values - reach;
     int64_t cells = std::max(std::min(fitting, kMostVectors * L), std::min(2 * reach, most));
     cells = std::max(cells, kFewestVectors * L);
-    return round_up(std::min(cells, space.cells), kUnit);
+    const int64_t tiles = (space.cells + cells - 1) / cells;  // of about the same size
+    return round_up((space.cells + tiles - 1) / tiles, kUnit);
   }
 
   // The tap that a column of S stands for, and its channel.
@@ -205,13 +206,11 @@ struct ForwardTile {
                      load_row, store_row);
         };
         if (part) {
-          multiply([=, this](int64_t c, int64_t v) {
-            return folded(from, x_pitch, shape.channels, 1, c, v);
-          });
+          multiply(
+              [=, this](int64_t c, int64_t v) { return folded(from, x_pitch, shape.channels, 1, c, v); });
         } else {
-          multiply([=, this](int64_t c, int64_t v) {
-            return folded(from, x_pitch, shape.channels, 0, c, v);
-          });
+          multiply(
+              [=, this](int64_t c, int64_t v) { return folded(from, x_pitch, shape.channels, 0, c, v); });
         }
       }
     }

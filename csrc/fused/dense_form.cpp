@@ -15,13 +15,13 @@ namespace dctps {
 namespace {
 
 // Nanoseconds, float32, one AVX-512 core (AMD EPYC, Zen 5), fitted to benchmarks/linear.py's section "auto" and to
-// benchmarks/layers.py's convolutions. Only their ratios matter, and those hold on other machines within about a
+// benchmarks/conv.py's. Only their ratios matter, and those hold on other machines within about a
 // half, as wide as the band in which both forms are about as fast.
 struct Costs {
   double dense_call = 4000, dense_entry = 1.0;              // once: build W
   double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
   double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 4, entry = 0.6;  // 16 rows
-  double tap_product = 0.3, tap_value = 4;                                              // 16 rows
+  double tap_product = 0.28, tap_value = 2.2, tap_filter = 6, tap_group = 120;          // 16 rows
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
@@ -52,9 +52,10 @@ double taps_cost(const LayerWork& w) {
   const TapShape& shape = *w.convolution;
   const double products = w.is_backward ? 2 : 1, entries = (w.is_backward ? 3 : 1) * c.entry * double(w.nnz);
   const double transform = w.has_dct ? c.tap_product * get_tap_plan<float>(shape)->cost : 0;
-  const double moves = c.tap_value * double(shape.channels * shape.groups + w.m);
+  const double pixel = transform + c.tap_value * double(shape.channels * shape.groups);
+  const double output = c.tap_group * double(shape.groups) + (c.tap_value + c.tap_filter) * double(w.m);
   const double tiles = w.rows < int64_t(kTileRows) ? 1 : double(w.rows) / kTileRows;
-  return tiles * (products * (transform + moves) + entries);
+  return tiles * (products * (double(w.pixels_per_row) * pixel + output) + entries);
 }
 
 // D [m, n], kept where it is small, because there the dense form is taken again and again.

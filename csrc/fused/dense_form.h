@@ -19,6 +19,7 @@ struct LayerWork {
   int64_t rows, m, n, nnz;
   bool has_dct, is_backward = false;
   const TapShape* convolution = nullptr;  // null: a linear layer
+  int64_t pixels_per_row = 1;  // of a convolution: seen pixels for each patch, more than 1 with strides
 };
 
 // How a layer is computed: row by row (patch by patch) with an FFT; by taps (a convolution only, tap_plan.h); or with a
