@@ -38,11 +38,13 @@ double dense_cost(const LayerWork& w) {
 double rows_cost(const LayerWork& w) {
   const Costs c;
   const double transform = w.has_dct ? get_plan<float>(w.m > w.n ? w.m : w.n)->cost : 0;
-  const double input = (w.convolution ? c.patch_value : c.value) * double(w.n);
+  const TapShape* conv = w.convolution;
+  const bool gathers = conv && (conv->groups > 1 || conv->kernel_height * conv->kernel_width > 1);
+  const double input = (gathers ? c.patch_value : c.value) * double(w.n);
   const double output = c.value * double(w.m);
   const double products = w.is_backward ? 2 : 1, entries = (w.is_backward ? 3 : 1) * c.entry * double(w.nnz);
   const double tiles = w.rows < int64_t(kTileRows) ? 1 : double(w.rows) / kTileRows;
-  const double groups = w.convolution ? double(w.convolution->groups) : 1;
+  const double groups = conv ? double(conv->groups) : 1;
   const double group = c.fast_tile + c.operation * transform + input;
   return tiles * (products * (groups * group + output) + entries);
 }
