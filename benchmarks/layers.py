@@ -412,7 +412,7 @@ def report(rows):
         )
     notes = [f"{SPARSE}: S x alone, without the DCT, in the fastest of its layouts, named in the JSON."]
     if any(r["peer"] == DCTPS and r["time_over_dense"] > 1 for r in rows if r["kind"] == "conv"):
-        notes.append("DCTpS loses to nn.Conv2d here: the convolution is not yet made fast.")
+        notes.append("DCTpS loses to nn.Conv2d here.")
     losses = sorted(
         {r["q"] for r in rows if r["kind"] == "linear" and r["peer"] == DCTPS and r["time_over_dense"] > 1}
     )

@@ -160,6 +160,21 @@ DCTPS_INLINE Vec<A> shuffle(Vec<A> a, Vec<A> b) {
 #endif
 }
 
+template <class A, int D, int... J>
+DCTPS_INLINE Vec<A> partners(Vec<A> v, std::integer_sequence<int, J...>) {
+  return shuffle<A, (J ^ D)...>(v, v);
+}
+
+// The sum of a vector's lanes.
+template <class A, int D = kLanes<A> / 2>
+DCTPS_INLINE A lanes_total(Vec<A> v) {
+  if constexpr (D > 0) {
+    return lanes_total<A, D / 2>(v + partners<A, D>(v, std::make_integer_sequence<int, kLanes<A>>{}));
+  } else {
+    return v[0];
+  }
+}
+
 // One of the two results of exchange().
 template <class A, int D, bool High, int... J>
 DCTPS_INLINE Vec<A> exchange_half(Vec<A> a, Vec<A> b, std::integer_sequence<int, J...>) {

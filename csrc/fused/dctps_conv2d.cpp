@@ -3,11 +3,13 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <array>
+#include <numeric>
 #include <tuple>
 
-#include "common/huge_pages.h"
 #include "fused/dense_form.h"
+#include "fused/linear_rows.h"
 
 namespace dctps {
 namespace {
@@ -23,9 +25,20 @@ Images images_of(const Tensor& tensor) {
           .channel_stride = tensor.stride(1)};
 }
 
+// The pixels of a batch in one of torch's two formats as rows of channels.
+Rows pixels_of(const Tensor& tensor) {
+  const int64_t pixels = tensor.size(2) * tensor.size(3);
+  return {.data = tensor.numel() ? const_cast<void*>(tensor.const_data_ptr()) : nullptr,
+          .row_stride = tensor.is_contiguous() ? 1 : tensor.size(1),
+          .stride = tensor.is_contiguous() ? pixels : 1,
+          .block = pixels,
+          .block_stride = tensor.size(1) * pixels};
+}
+
 // Checked arguments that forward and backward share.
 struct Convolution {
   ConvGeometry geometry;
+  TapShape taps;
   int64_t m, n, out_height, out_width;
   at::MemoryFormat format;  // x's, which the outputs take
 
@@ -53,6 +66,7 @@ struct Convolution {
     n = kernel_size[0] * kernel_size[1] * (x.size(1) / groups);
     geometry = {kernel_size[0], kernel_size[1], stride[0],   stride[1], padding[0],
                 padding[1],     dilation[0],    dilation[1], groups};
+    taps = {kernel_size[0], kernel_size[1], x.size(1) / groups, m, groups};
     auto output_size = [&](int d) {
       const int64_t span =
           x.size(2 + d) + 2 * padding[size_t(d)] - dilation[size_t(d)] * (kernel_size[size_t(d)] - 1) - 1;
@@ -65,15 +79,31 @@ struct Convolution {
     out_width = output_size(1);
   }
 
+  // Of the stride_y * stride_x pixels for each patch, how many some tap sees. The tap form does not come to the others.
+  int64_t seen_pixels() const {
+    const ConvGeometry& g = geometry;
+    auto seen = [](int64_t kernel, int64_t stride, int64_t dilation) {
+      return std::min(kernel, stride / std::gcd(stride, dilation));
+    };
+    return seen(g.kernel_height, g.stride_y, g.dilation_y) * seen(g.kernel_width, g.stride_x, g.dilation_x);
+  }
+
   LayerWork work(int64_t batch, int64_t nnz, bool has_dct, bool is_backward) const {
     return {.rows = batch * out_height * out_width,
             .m = m,
             .n = n,
             .nnz = nnz,
             .has_dct = has_dct,
-            .is_convolution = true,
             .is_backward = is_backward,
-            .groups = geometry.groups};
+            .convolution = &taps,
+            .pixels_per_row = seen_pixels()};
+  }
+
+  // Whether patches are single pixels, side by side: then this is a linear layer over pixels.
+  bool is_linear() const {
+    const ConvGeometry& g = geometry;
+    return n == taps.channels && g.groups == 1 && g.stride_y == 1 && g.stride_x == 1 && g.padding_y == 0 &&
+           g.padding_x == 0;
   }
 
   // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back. In x's format, because
@@ -96,7 +126,9 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   const Convolution conv(op, x, out_channels, kernel_size, stride, padding, dilation, groups);
   const SparseOperand s(op, values, index, conv.m, conv.n, x);
   const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {conv.m}, x);
-  if (takes_dense_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), false))) {
+  const Form form =
+      choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), false));
+  if (form == Form::dense) {
     const NoAutocast guard;
     const Tensor filters = conv.filters_of(dense_weight(s, alpha_operand, x));
     return at::conv2d(x, filters, bias, stride, padding, dilation, groups).contiguous(conv.format);
@@ -104,14 +136,30 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   const Tensor y =
       at::empty({x.size(0), conv.m, conv.out_height, conv.out_width}, x.options().memory_format(conv.format));
   hint_huge_pages(y);
-  conv2d_forward_cpu({.dtype = dtype,
-                      .batch = x.size(0),
-                      .geometry = conv.geometry,
-                      .x = images_of(x),
-                      .y = images_of(y),
-                      .alpha = alpha_operand.data(),
-                      .s = s.matrix,
-                      .bias = bias_operand.data()});
+  if (form == Form::rows && conv.is_linear()) {
+    const Tensor pixels = x.contiguous(conv.format);
+    linear_forward(op, x,
+                   {.dtype = dtype,
+                    .rows = x.size(0) * conv.out_height * conv.out_width,
+                    .m = conv.m,
+                    .n = conv.n,
+                    .x = pixels_of(pixels),
+                    .y = pixels_of(y),
+                    .has_dct = alpha_operand.given(),
+                    .alpha = alpha_operand.data(),
+                    .s = s.matrix,
+                    .bias = bias_operand.data()});
+    return y;
+  }
+  const Conv2dForwardArgs args{.dtype = dtype,
+                               .batch = x.size(0),
+                               .geometry = conv.geometry,
+                               .x = images_of(x),
+                               .y = images_of(y),
+                               .alpha = alpha_operand.data(),
+                               .s = s.matrix,
+                               .bias = bias_operand.data()};
+  form == Form::taps ? conv2d_taps_forward_cpu(args) : conv2d_forward_cpu(args);
   return y;
 }
 
@@ -127,7 +175,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const SparseOperand s(op, values, index, conv.m, conv.n, dy);
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
   const bool wants_dx = output_mask[0];
-  if (takes_dense_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true))) {
+  const Form form =
+      choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true));
+  if (form == Form::dense) {
     const NoAutocast guard;
     const Tensor nothing = at::empty({0}, x.options());
     const bool wants_weight = output_mask[1] || output_mask[2];
@@ -143,19 +193,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const Tensor dx =
       wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
   hint_huge_pages(dx);
+  if (conv.seen_pixels() < conv.geometry.stride_y * conv.geometry.stride_x) dx.zero_();
   const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
+  if (form == Form::rows && conv.is_linear()) {
+    const Tensor pixels = x.contiguous(conv.format), dy_pixels = dy.contiguous(conv.format);
+    linear_backward(op, x,
+                    {.dtype = dtype,
+                     .rows = x.size(0) * conv.out_height * conv.out_width,
+                     .m = conv.m,
+                     .n = conv.n,
+                     .dy = pixels_of(dy_pixels),
+                     .x = pixels_of(pixels),
+                     .dx = wants_dx ? pixels_of(dx) : Rows{},
+                     .has_dct = alpha_operand.given(),
+                     .alpha = alpha_operand.data(),
+                     .s = s.matrix,
+                     .sums = gradients.sums()});
+    return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
+  }
   const Tensor scratch = at::empty({s.matrix.nnz}, s.values.options());
   ParameterSums sums = gradients.sums();
   sums.scratch = scratch.mutable_data_ptr();
-  conv2d_backward_cpu({.dtype = dtype,
-                       .batch = x.size(0),
-                       .geometry = conv.geometry,
-                       .dy = images_of(dy),
-                       .x = images_of(x),
-                       .dx = wants_dx ? images_of(dx) : Images{},
-                       .alpha = alpha_operand.data(),
-                       .s = s.matrix,
-                       .sums = sums});
+  const Conv2dBackwardArgs args{.dtype = dtype,
+                                .batch = x.size(0),
+                                .geometry = conv.geometry,
+                                .dy = images_of(dy),
+                                .x = images_of(x),
+                                .dx = wants_dx ? images_of(dx) : Images{},
+                                .alpha = alpha_operand.data(),
+                                .s = s.matrix,
+                                .sums = sums};
+  form == Form::taps ? conv2d_taps_backward_cpu(args) : conv2d_backward_cpu(args);
   return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
 }
 

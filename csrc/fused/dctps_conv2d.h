@@ -45,5 +45,7 @@ struct Conv2dBackwardArgs {
 
 DCTPS_CPU_KERNEL(conv2d_forward_cpu, Conv2dForwardArgs)
 DCTPS_CPU_KERNEL(conv2d_backward_cpu, Conv2dBackwardArgs)
+DCTPS_CPU_KERNEL(conv2d_taps_forward_cpu, Conv2dForwardArgs)
+DCTPS_CPU_KERNEL(conv2d_taps_backward_cpu, Conv2dBackwardArgs)
 
 }  // namespace dctps

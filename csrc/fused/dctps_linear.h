@@ -9,10 +9,12 @@
 
 namespace dctps {
 
-// Rows of a matrix: element i of row b is data[b * row_stride + i * stride], strides in elements.
+// Rows of a matrix: element i of row b is data[b * row_stride + i * stride], strides in elements. Where block > 0, rows
+// come in blocks of so many, as pixels come in images: row b is row b % block of block b / block.
 struct Rows {
   void* data = nullptr;
   int64_t row_stride = 0, stride = 1;
+  int64_t block = 0, block_stride = 0;
 };
 
 // y[b] = alpha D x[b] + S x[b] + bias

@@ -18,9 +18,13 @@ template <class E>
 Lanes<E> lanes_of(const Rows& matrix, int64_t first, int64_t rows) {
   Lanes<E> result;
   result.stride = matrix.stride;
+  E* const data = static_cast<E*>(matrix.data);
+  const int64_t block = matrix.block ? matrix.block : rows;
+  int64_t number = first / block, row = first % block;  // of the next lane
   for (int l = 0; l < kLanes<Accumulator<E>>; ++l) {
-    E* data = static_cast<E*>(matrix.data);
-    result.lane[l] = first + l < rows && data ? data + (first + l) * matrix.row_stride : nullptr;
+    const bool present = data && first + l < rows;
+    result.lane[l] = present ? data + number * matrix.block_stride + row * matrix.row_stride : nullptr;
+    if (++row == block) row = 0, ++number;
   }
   return result;
 }

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -14,12 +15,13 @@ namespace dctps {
 namespace {
 
 // Nanoseconds, float32, one AVX-512 core (AMD EPYC, Zen 5), fitted to benchmarks/linear.py's section "auto" and to
-// benchmarks/layers.py's convolutions. Only their ratios matter, and those hold on other machines within about a
+// benchmarks/conv.py's. Only their ratios matter, and those hold on other machines within about a
 // half, as wide as the band in which both forms are about as fast.
 struct Costs {
   double dense_call = 4000, dense_entry = 1.0;              // once: build W
   double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
   double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 4, entry = 0.6;  // 16 rows
+  double tap_product = 0.28, tap_value = 2.2, tap_filter = 6, tap_group = 120;          // 16 rows
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
@@ -28,20 +30,34 @@ constexpr int64_t kMostEntries = 1 << 20;
 double dense_cost(const LayerWork& w) {
   const Costs c;
   const double entries = double(w.m) * double(w.n), products = w.is_backward ? 2 : 1;
-  const double rate = w.is_convolution ? c.convolution : c.gemm;
+  const double rate = w.convolution ? c.convolution : c.gemm;
   return c.dense_call + c.dense_entry * entries +
          double(w.rows) / kTileRows * products * (c.dense_tile + rate * entries);
 }
 
-double fast_cost(const LayerWork& w) {
+double rows_cost(const LayerWork& w) {
   const Costs c;
   const double transform = w.has_dct ? get_plan<float>(w.m > w.n ? w.m : w.n)->cost : 0;
-  const double input = (w.is_convolution ? c.patch_value : c.value) * double(w.n);
+  const TapShape* conv = w.convolution;
+  const bool gathers = conv && (conv->groups > 1 || conv->kernel_height * conv->kernel_width > 1);
+  const double input = (gathers ? c.patch_value : c.value) * double(w.n);
   const double output = c.value * double(w.m);
   const double products = w.is_backward ? 2 : 1, entries = (w.is_backward ? 3 : 1) * c.entry * double(w.nnz);
   const double tiles = w.rows < int64_t(kTileRows) ? 1 : double(w.rows) / kTileRows;
+  const double groups = conv ? double(conv->groups) : 1;
   const double group = c.fast_tile + c.operation * transform + input;
-  return tiles * (products * (double(w.groups) * group + output) + entries);
+  return tiles * (products * (groups * group + output) + entries);
+}
+
+double taps_cost(const LayerWork& w) {
+  const Costs c;
+  const TapShape& shape = *w.convolution;
+  const double products = w.is_backward ? 2 : 1, entries = (w.is_backward ? 3 : 1) * c.entry * double(w.nnz);
+  const double transform = w.has_dct ? c.tap_product * get_tap_plan<float>(shape)->cost : 0;
+  const double pixel = transform + c.tap_value * double(shape.channels * shape.groups);
+  const double output = c.tap_group * double(shape.groups) + (c.tap_value + c.tap_filter) * double(w.m);
+  const double tiles = w.rows < int64_t(kTileRows) ? 1 : double(w.rows) / kTileRows;
+  return tiles * (products * (double(w.pixels_per_row) * pixel + output) + entries);
 }
 
 // D [m, n], kept where it is small, because there the dense form is taken again and again.
@@ -69,13 +85,20 @@ void for_each_entry(const SparseMatrix& s, const Body& body) {
 
 }  // namespace
 
-bool takes_dense_form(const char* op, c10::string_view algorithm, const LayerWork& work) {
-  if (algorithm == "fast") return false;
-  if (algorithm == "dense") return true;
-  TORCH_CHECK_VALUE(algorithm == "auto", op, ": algorithm: expected 'auto', 'fast' or 'dense', got '",
-                    algorithm, "'");
-  if (at::globalContext().deterministicAlgorithms() || work.m * work.n > kMostEntries) return false;
-  return dense_cost(work) < fast_cost(work);
+Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& work) {
+  if (algorithm == "dense") return Form::dense;
+  if (work.convolution && algorithm == "taps") return Form::taps;
+  if (work.convolution && algorithm == "patches") return Form::rows;
+  TORCH_CHECK_VALUE(algorithm == "auto" || algorithm == "fast", op, ": algorithm: expected 'auto', 'fast'",
+                    work.convolution ? ", 'taps', 'patches'" : "", " or 'dense', got '", algorithm, "'");
+  const double rows = rows_cost(work);
+  const double taps = work.convolution ? taps_cost(work) : rows;
+  const Form fast = taps < rows ? Form::taps : Form::rows;
+  if (algorithm == "fast" || at::globalContext().deterministicAlgorithms() ||
+      work.m * work.n > kMostEntries) {
+    return fast;
+  }
+  return dense_cost(work) < std::min(rows, taps) ? Form::dense : fast;
 }
 
 Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like) {

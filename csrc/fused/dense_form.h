@@ -5,6 +5,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include "common/check.h"
+#include "patch/tap_plan.h"
 
 namespace dctps {
 
@@ -16,13 +17,19 @@ struct NoAutocast {
 // The work of one call: `rows` vectors (patches) through a layer of m x n.
 struct LayerWork {
   int64_t rows, m, n, nnz;
-  bool has_dct, is_convolution = false, is_backward = false;
-  int64_t groups = 1;  // of a convolution: each is transformed by itself
+  bool has_dct, is_backward = false;
+  const TapShape* convolution = nullptr;  // null: a linear layer
+  int64_t pixels_per_row = 1;  // of a convolution: seen pixels for each patch, more than 1 with strides
 };
 
-// What algorithm="auto", "fast" or "dense" means for that work. Any other word is an error. "auto" is "fast" under
+// How a layer is computed: row by row (patch by patch) with an FFT; by taps (a convolution only, tap_plan.h); or with a
+// materialised W.
+enum class Form { rows, taps, dense };
+
+// What algorithm="auto", "fast" or "dense" means for that work; for a convolution also "patches" and "taps", the two
+// forms that "fast" chooses from. Any other word is an error. "auto" is "fast" under
 // torch.use_deterministic_algorithms, because torch's products do not promise bits across batches and threads.
-bool takes_dense_form(const char* op, c10::string_view algorithm, const LayerWork& work);
+Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& work);
 
 // alpha D + S [m, n] in like's dtype.
 Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like);

@@ -3,39 +3,15 @@
 #include "plan/plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <complex>
 #include <map>
-#include <mutex>
-#include <unordered_map>
 #include <utility>
 
 namespace dctps {
 namespace {
 
 using Complex = std::complex<double>;
-
-// e^(-2 pi i numerator / denominator), the angle reduced exactly to an eighth of a turn first.
-Complex unit_root(int64_t numerator, int64_t denominator) {
-  numerator %= denominator;
-  if (numerator < 0) numerator += denominator;
-  const int64_t eighth = 8 * numerator / denominator;  // octant, counter-clockwise
-  const int64_t rest = 8 * numerator - eighth * denominator;
-  const bool mirrored = eighth & 1;
-  const double angle = 2 * M_PI * double(mirrored ? denominator - rest : rest) / (8 * double(denominator));
-  double c = std::cos(angle), s = std::sin(angle);
-  if (mirrored) std::swap(c, s);
-  switch (eighth / 2) {
-    case 0:
-      return {c, -s};
-    case 1:
-      return {-s, -c};
-    case 2:
-      return {-c, s};
-    default:
-      return {s, c};
-  }
-}
 
 int largest_odd_prime(int64_t n) {
   while (n % 2 == 0) n /= 2;
@@ -329,25 +305,7 @@ void build_bluestein_plan(Plan<A>& plan) {
   }
 }
 
-template <class A>
-struct Cache {
-  std::mutex mutex;
-  std::unordered_map<int64_t, std::shared_ptr<const Plan<A>>> plans;
-};
-
-template <class A>
-Cache<A>& cache() {
-  static auto* instance = new Cache<A>;  // never destroyed: threads may still use it while the process ends
-  return *instance;
-}
-
-template <class A>
-int64_t cached_bytes() {
-  std::lock_guard<std::mutex> lock(cache<A>().mutex);
-  int64_t total = 0;
-  for (const auto& entry : cache<A>().plans) total += entry.second->bytes();
-  return total;
-}
+std::atomic<int64_t> held_bytes{0};
 
 template <class T>
 int64_t vector_bytes(const std::vector<T>& values) {
@@ -366,26 +324,44 @@ int64_t Plan<A>::bytes() const {
 
 template <class A>
 std::shared_ptr<const Plan<A>> get_plan(int64_t q) {
-  auto& plans = cache<A>();
-  {
-    std::lock_guard<std::mutex> lock(plans.mutex);
-    const auto known = plans.plans.find(q);
-    if (known != plans.plans.end()) return known->second;
-  }
-  auto plan = std::make_shared<Plan<A>>();
-  plan->length = int(q);
-  if (wants_bluestein(q)) {
-    plan->cost = bluestein_cost(q);
-    build_bluestein_plan(*plan);
-  } else {
-    plan->cost = real_cost(q);
-    build_radix_plan(*plan);
-  }
-  std::lock_guard<std::mutex> lock(plans.mutex);
-  return plans.plans.emplace(q, std::move(plan)).first->second;
+  static PlanCache<int64_t, Plan<A>> cache;
+  return cache.get(q, [&] {
+    auto plan = std::make_shared<Plan<A>>();
+    plan->length = int(q);
+    if (wants_bluestein(q)) {
+      plan->cost = bluestein_cost(q);
+      build_bluestein_plan(*plan);
+    } else {
+      plan->cost = real_cost(q);
+      build_radix_plan(*plan);
+    }
+    return plan;
+  });
 }
 
-int64_t cached_plan_bytes() { return cached_bytes<float>() + cached_bytes<double>(); }
+std::complex<double> unit_root(int64_t numerator, int64_t denominator) {
+  numerator %= denominator;
+  if (numerator < 0) numerator += denominator;
+  const int64_t eighth = 8 * numerator / denominator;  // octant, counter-clockwise
+  const int64_t rest = 8 * numerator - eighth * denominator;
+  const bool mirrored = eighth & 1;
+  const double angle = 2 * M_PI * double(mirrored ? denominator - rest : rest) / (8 * double(denominator));
+  double c = std::cos(angle), s = std::sin(angle);
+  if (mirrored) std::swap(c, s);
+  switch (eighth / 2) {
+    case 0:
+      return {c, -s};
+    case 1:
+      return {-s, -c};
+    case 2:
+      return {-c, s};
+    default:
+      return {s, c};
+  }
+}
+
+int64_t cached_plan_bytes() { return held_bytes.load(); }
+void count_plan_bytes(int64_t bytes) { held_bytes += bytes; }
 
 template struct Plan<float>;
 template struct Plan<double>;

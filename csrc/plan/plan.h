@@ -13,9 +13,12 @@
 // instead.
 #pragma once
 
+#include <complex>
 #include <cstdint>
 #include <memory>
 #include <vector>
+
+#include "plan/plan_cache.h"
 
 namespace dctps {
 
@@ -76,7 +79,7 @@ struct Plan {
 template <class A>
 std::shared_ptr<const Plan<A>> get_plan(int64_t q);
 
-// Bytes held by all cached plans.
-int64_t cached_plan_bytes();
+// e^(-2 pi i numerator / denominator), the angle reduced exactly to an eighth of a turn first.
+std::complex<double> unit_root(int64_t numerator, int64_t denominator);
 
 }  // namespace dctps

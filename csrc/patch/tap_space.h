@@ -1,0 +1,107 @@
+// Images as one line of cells, in which every tap of a patch is a fixed distance: rows one behind the other, padding
+// shared by neighbours, images one behind the other. For stride s, the padded image is dealt into s x s planes of cells,
+// so that in each plane patches are neighbours again.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "fused/dctps_conv2d.h"
+
+namespace dctps {
+
+// In a plane that begins at input position `origin`, cells first_cell .. end_cell - 1 hold input, the others padding.
+inline int64_t first_cell(int64_t origin, int64_t stride) {
+  return origin >= 0 ? 0 : (-origin + stride - 1) / stride;
+}
+inline int64_t end_cell(int64_t origin, int64_t stride, int64_t size) {
+  return std::max(first_cell(origin, stride), (size - origin + stride - 1) / stride);
+}
+
+// Rows or columns of the line.
+struct TapAxis {
+  struct Tap {
+    int64_t plane, shift;  // output o sees cell o + shift of this plane
+  };
+  std::vector<Tap> taps;
+  std::vector<int64_t> origins;  // of each plane that some tap sees
+  int64_t stride, most_shift, pitch;
+
+  TapAxis(int64_t kernel, int64_t step, int64_t padding, int64_t dilation, int64_t in, int64_t out)
+      : stride(step), most_shift((kernel - 1) * dilation / step) {
+    for (int64_t t = 0; t < kernel; ++t) {
+      const int64_t origin = t * dilation % step - padding;
+      const auto known = std::find(origins.begin(), origins.end(), origin);
+      taps.push_back({known - origins.begin(), t * dilation / step});
+      if (known == origins.end()) origins.push_back(origin);
+    }
+    int64_t first = first_cell(origins[0], step), end = out;
+    for (int64_t origin : origins) {
+      first = std::min(first, first_cell(origin, step));
+      end = std::max(end, end_cell(origin, step, in));
+    }
+    pitch = std::max(end, out + most_shift - first);  // the zeros behind a line may be those before the next
+  }
+};
+
+// Consecutive cells of the line and where they come from.
+struct Run {
+  int64_t cell, count;     // from the beginning of the part of the line that is asked for
+  int64_t offset, stride;  // elements: of the first one, and from one to the next
+};
+
+struct TapSpace {
+  TapAxis rows, columns;
+  int64_t cells;  // of the whole batch
+
+  TapSpace(const ConvGeometry& g, int64_t batch, const Images& x, const Images& y)
+      : rows(g.kernel_height, g.stride_y, g.padding_y, g.dilation_y, x.height, y.height),
+        columns(g.kernel_width, g.stride_x, g.padding_x, g.dilation_x, x.width, y.width),
+        cells(batch * rows.pitch * columns.pitch) {}
+
+  int64_t planes() const { return int64_t(rows.origins.size() * columns.origins.size()); }
+  int64_t plane(int64_t row_plane, int64_t column_plane) const {
+    return row_plane * int64_t(columns.origins.size()) + column_plane;
+  }
+  // Distance of the farthest tap, in rows alone and in all.
+  int64_t row_reach() const { return rows.most_shift * columns.pitch; }
+  int64_t reach() const { return row_reach() + columns.most_shift; }
+
+  // The runs of x in cells first .. first + count - 1 of a plane.
+  void input_runs(const Images& x, int64_t plane, int64_t first, int64_t count,
+                  std::vector<Run>& runs) const {
+    const int64_t width = int64_t(columns.origins.size());
+    find_runs(x, rows.origins[size_t(plane / width)], columns.origins[size_t(plane % width)], rows.stride,
+              columns.stride, first, count, runs);
+  }
+
+  // The same for images of the output's size.
+  void output_runs(const Images& y, int64_t first, int64_t count, std::vector<Run>& runs) const {
+    find_runs(y, 0, 0, 1, 1, first, count, runs);
+  }
+
+ private:
+  void find_runs(const Images& images, int64_t row_origin, int64_t column_origin, int64_t row_stride,
+                 int64_t column_stride, int64_t first, int64_t count, std::vector<Run>& runs) const {
+    runs.clear();
+    const int64_t row_begin = first_cell(row_origin, row_stride);
+    const int64_t row_end = end_cell(row_origin, row_stride, images.height);
+    const int64_t begin = first_cell(column_origin, column_stride);
+    const int64_t end = end_cell(column_origin, column_stride, images.width);
+    const int64_t stop = std::min(first + count, cells);
+    for (int64_t line = std::max(first, int64_t(0)) / columns.pitch; line * columns.pitch < stop; ++line) {
+      const int64_t image = line / rows.pitch, row = line % rows.pitch;
+      if (row < row_begin || row >= row_end) continue;
+      const int64_t from = std::max(first, line * columns.pitch + begin);
+      const int64_t to = std::min(stop, line * columns.pitch + end);
+      if (from >= to) continue;
+      const int64_t column = column_origin + column_stride * (from - line * columns.pitch);
+      runs.push_back({from - first, to - from,
+                      image * images.image_stride + (row_origin + row * row_stride) * images.row_stride +
+                          column * images.column_stride,
+                      column_stride * images.column_stride});
+    }
+  }
+};
+
+}  // namespace dctps

@@ -1,0 +1,278 @@
+// The steps of the tap form on a tile, which is a part of the line of cells (tap_space.h): images in and out, sums over
+// the taps of a row or a column, and sparse products.
+#pragma once
+
+#include "common/tile_io.h"
+#include "patch/tap_space.h"
+
+namespace dctps {
+namespace DCTPS_ISA {
+
+// ---- images in and out
+
+template <class E>
+DCTPS_INLINE void load_run(const E* from, int64_t stride, int64_t count, Accumulator<E>* to) {
+  using A = Accumulator<E>;
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i));
+    for (; i + 4 <= count; i += 4) {
+      for (int l = 0; l < 4; ++l) to[i + l] = to_accumulator(from[i + l]);
+    }
+  }
+  for (; i < count; ++i) to[i] = to_accumulator(from[i * stride]);
+}
+
+template <class E>
+DCTPS_INLINE void store_run(const Accumulator<E>* from, int64_t stride, int64_t count, E* to) {
+  using A = Accumulator<E>;
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i));
+    for (; i + 4 <= count; i += 4) {
+      for (int l = 0; l < 4; ++l) to[i + l] = from_accumulator<E>(from[i + l]);
+    }
+  }
+  for (; i < count; ++i) to[i * stride] = from_accumulator<E>(from[i]);
+}
+
+// Whether a pixel's channels are neighbours in memory.
+inline bool has_channels_last(const Images& images) {
+  return images.channel_stride == 1 && images.channels > 1;
+}
+
+// The runs of a part of the line, and the offset of each of its cells for layouts with neighbouring channels.
+struct Cells {
+  static constexpr int64_t kPadding = -1;
+  std::vector<Run> runs;
+  std::vector<int64_t> offsets;
+
+  // For load_cells and store_cells, once the runs are there.
+  void prepare(const Images& images, int64_t cells) {
+    if (!has_channels_last(images)) return;
+    offsets.assign(size_t(cells), kPadding);
+    for (const Run& run : runs) {
+      for (int64_t i = 0; i < run.count; ++i) offsets[size_t(run.cell + i)] = run.offset + i * run.stride;
+    }
+  }
+
+  // Of kLanes cells, from `channel` on.
+  template <class E>
+  DCTPS_INLINE Lanes<E> lanes(const Images& images, int64_t cell, int64_t channel) const {
+    Lanes<E> result;
+    result.stride = 1;
+    E* const data = static_cast<E*>(images.data) + channel;
+    for (int l = 0; l < kLanes<Accumulator<E>>; ++l) {
+      const int64_t offset = offsets[size_t(cell + l)];
+      result.lane[l] = offset == kPadding ? nullptr : data + offset;
+    }
+    return result;
+  }
+};
+
+// to[c][0 .. cells-1] = channels channel .. channel + count - 1, zeros in the padding; cells is a multiple of kLanes.
+template <class E>
+void load_cells(const Images& images, const Cells& source, int64_t cells, int64_t channel, int64_t count,
+                Accumulator<E>* to, int64_t pitch) {
+  using A = Accumulator<E>;
+  constexpr int L = kLanes<A>;
+  if (has_channels_last(images)) {
+    for (int64_t first = 0; first < count; first += L) {
+      const int here = count - first < L ? int(count - first) : L;
+      for (int64_t cell = 0; cell < cells; cell += L) {
+        Vec<A> square[L];
+        load_square(source.lanes<const E>(images, cell, channel + first), 0, here, square);
+        for (int c = 0; c < here; ++c) store(to + (first + c) * pitch + cell, square[c]);
+      }
+    }
+    return;
+  }
+  const E* from = static_cast<const E*>(images.data) + channel * images.channel_stride;
+  for (int64_t c = 0; c < count; ++c, from += images.channel_stride, to += pitch) {
+    int64_t cell = 0;
+    for (const Run& run : source.runs) {
+      for (; cell < run.cell; ++cell) to[cell] = A(0);
+      load_run(from + run.offset, run.stride, run.count, to + cell);
+      cell += run.count;
+    }
+    for (; cell < cells; ++cell) to[cell] = A(0);
+  }
+}
+
+// The other way round; what is computed in the padding is left out.
+template <class E>
+void store_cells(const Images& images, const Cells& target, int64_t cells, int64_t channel, int64_t count,
+                 const Accumulator<E>* from, int64_t pitch) {
+  using A = Accumulator<E>;
+  constexpr int L = kLanes<A>;
+  if (has_channels_last(images)) {
+    for (int64_t cell = 0; cell < cells; cell += L) {
+      for (int64_t first = 0; first < count; first += L) {
+        const int here = count - first < L ? int(count - first) : L;
+        Vec<A> square[L];
+        for (int c = 0; c < L; ++c) square[c] = c < here ? load(from + (first + c) * pitch + cell) : Vec<A>{};
+        store_square(target.lanes<E>(images, cell, channel + first), 0, here, square);
+      }
+    }
+    return;
+  }
+  E* to = static_cast<E*>(images.data) + channel * images.channel_stride;
+  for (int64_t c = 0; c < count; ++c, to += images.channel_stride, from += pitch) {
+    for (const Run& run : target.runs) store_run(from + run.cell, run.stride, run.count, to + run.offset);
+  }
+}
+
+// ---- sums over taps
+
+// One tap of a sum: its factors and how far away its cells are.
+template <class A>
+struct TapTerm {
+  A c, s;
+  int64_t offset;
+};
+
+// Vectors that a sum over taps or entries keeps in registers.
+constexpr int kTapVectors = 4;
+
+// The complex sum out[p] = in[p + center] + sum over terms of (c + i s) in[p + offset], re and im apart; without a
+// center the first part is 0. `vectors` is a multiple of kTapVectors.
+template <class A>
+void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<A>* terms, int count,
+                 int64_t vectors, A* out_re, A* out_im) {
+  constexpr int L = kLanes<A>;
+  for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
+    Vec<A> r[kTapVectors] = {}, i[kTapVectors] = {};
+    if (center) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kTapVectors; ++v) {
+        r[v] = load(re + *center + p + v * L);
+        i[v] = load(im + *center + p + v * L);
+      }
+    }
+    for (int t = 0; t < count; ++t) {
+      const TapTerm<A>& term = terms[t];
+#pragma GCC unroll 8
+      for (int v = 0; v < kTapVectors; ++v) {
+        const Vec<A> x = load(re + term.offset + p + v * L), y = load(im + term.offset + p + v * L);
+        r[v] += x * term.c;
+        i[v] += y * term.c;
+        r[v] -= y * term.s;
+        i[v] += x * term.s;
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kTapVectors; ++v) {
+      store(out_re + p + v * L, r[v]);
+      store(out_im + p + v * L, i[v]);
+    }
+  }
+}
+
+// out = scale (re[center] + sum over terms of c re[offset] + s im[offset]) + shift
+template <class A>
+void real_sum(const A* re, const A* im, int64_t center, const TapTerm<A>* terms, int count, A scale, A shift,
+              int64_t vectors, A* out) {
+  constexpr int L = kLanes<A>;
+  for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
+    Vec<A> sum[kTapVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kTapVectors; ++v) sum[v] = load(re + center + p + v * L);
+    for (int t = 0; t < count; ++t) {
+      const TapTerm<A>& term = terms[t];
+#pragma GCC unroll 8
+      for (int v = 0; v < kTapVectors; ++v) {
+        sum[v] += load(re + term.offset + p + v * L) * term.c;
+        sum[v] += load(im + term.offset + p + v * L) * term.s;
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kTapVectors; ++v) store(out + p + v * L, sum[v] * scale + shift);
+  }
+}
+
+// The transpose: out_re = sum over terms of c in[offset], out_im likewise with s.
+template <class A>
+void spread_sum(const A* in, const TapTerm<A>* terms, int count, int64_t vectors, A* out_re, A* out_im) {
+  constexpr int L = kLanes<A>;
+  for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
+    Vec<A> r[kTapVectors] = {}, i[kTapVectors] = {};
+    for (int t = 0; t < count; ++t) {
+      const TapTerm<A>& term = terms[t];
+#pragma GCC unroll 8
+      for (int v = 0; v < kTapVectors; ++v) {
+        const Vec<A> x = load(in + term.offset + p + v * L);
+        r[v] += x * term.c;
+        i[v] += x * term.s;
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kTapVectors; ++v) {
+      store(out_re + p + v * L, r[v]);
+      store(out_im + p + v * L, i[v]);
+    }
+  }
+}
+
+// ---- sparse products
+
+// A nonzero of S, as it meets the cells of a tile.
+template <class A>
+struct TapEntry {
+  A value;
+  int64_t offset;
+};
+
+template <int Vectors, class A>
+DCTPS_INLINE void add_entries_at(const TapEntry<A>* entries, int64_t count, const A* x, A* sums) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[Vectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) sum[v] = load(sums + v * L);
+  for (int64_t t = 0; t < count; ++t) {
+    const A* from = x + entries[t].offset;
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) sum[v] += load(from + v * L) * entries[t].value;
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) store(sums + v * L, sum[v]);
+}
+
+// sums[p] += sum over entries of value x[p + offset]; `vectors` is a multiple of kTapVectors.
+template <class A>
+void add_entries(const TapEntry<A>* entries, int64_t count, const A* x, int64_t vectors, A* sums) {
+  constexpr int kLong = kVectorBytes == 64 ? 16 : 8;  // longer reads from each of the entries' places
+  int64_t v = 0;
+  for (; v + kLong <= vectors; v += kLong) {
+    add_entries_at<kLong>(entries, count, x + v * kLanes<A>, sums + v * kLanes<A>);
+  }
+  for (; v < vectors; v += kTapVectors) {
+    add_entries_at<kTapVectors>(entries, count, x + v * kLanes<A>, sums + v * kLanes<A>);
+  }
+}
+
+// Sum over all cells of a b; `vectors` is a multiple of kTapVectors.
+template <class A>
+A cell_product(const A* a, const A* b, int64_t vectors) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sums[kTapVectors] = {};
+  for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kTapVectors; ++v) sums[v] += load(a + p + v * L) * load(b + p + v * L);
+  }
+  return lanes_total<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// Sum over all cells; `vectors` is a multiple of kTapVectors.
+template <class A>
+A cell_sum(const A* a, int64_t vectors) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sums[kTapVectors] = {};
+  for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kTapVectors; ++v) sums[v] += load(a + p + v * L);
+  }
+  return lanes_total<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+}  // namespace DCTPS_ISA
+}  // namespace dctps
