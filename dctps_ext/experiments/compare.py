@@ -122,9 +122,7 @@ def parser():
 
 def main(argv=None):
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("dctps_ext.pruning").setLevel(logging.WARNING)
-    logging.getLogger("dctps_ext.convert").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")  # warnings only: a line for each conversion would bury the bar
     with logging_redirect_tqdm():
         try:
             dataset = data.load(arguments.dataset, arguments.data)

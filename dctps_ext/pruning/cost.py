@@ -1,4 +1,4 @@
-"""Cost of an initialisation: seconds, the peak of torch's allocator, floating point operations."""
+"""Cost of an initialisation: seconds, the peak of torch's allocators, floating point operations."""
 
 import os
 import time
@@ -15,7 +15,7 @@ class Cost:
 
     Attributes:
         seconds: wall time, torch's profiler recording allocations meanwhile (a few per cent).
-        peak_bytes: the most that torch's CPU allocator held above what it held at its lowest before; scratch
+        peak_bytes: the most that torch's allocators held above what it held at its lowest before; scratch
             memory of libraries outside it is not counted.
         flops: floating point operations of matrix products and convolutions, forward and backward, as
             torch's `FlopCounterMode` counts them (two for a multiply-add); elementwise ones and those of this
