@@ -35,12 +35,13 @@ inline void check(cudaError_t status, const char* kernel, const char* what, cons
 
 // Does not wait for the kernel, and can be captured in a graph. `stream` is a cudaStream_t.
 template <class Args>
-void launch(void (*kernel)(Args), const char* name, const Grid& grid, void* stream, const Args& args) {
+void launch(void (*kernel)(Args), const char* name, const Grid& grid, [[maybe_unused]] void* stream,
+            const Args& args) {
   static_assert(std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096,
                 "launch: a kernel's arguments are one plain struct, passed by value, of up to 4096 bytes");
   if (grid.blocks <= 0) return;
 #if DCTPS_EMULATED
-  emulator::launch(kernel, name, grid.blocks, grid.threads, grid.shared_bytes, stream, args);
+  emulator::launch(kernel, name, grid.blocks, grid.threads, grid.shared_bytes, args);
 #else
   if (grid.shared_bytes > detail::kSharedBytesWithoutAsking) {
     detail::check(

@@ -18,6 +18,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "common/types.h"
 
@@ -208,8 +209,13 @@ __device__ __forceinline__ T load(const T* pointer DCTPS_SITE) {
   return load<1, cache>(pointer DCTPS_AT)[0];
 }
 template <Cache cache = Cache::normal, class T>
-__device__ __forceinline__ void store(T* pointer, const T& value DCTPS_SITE) {
-  store<1, cache>(pointer, Pack<T, 1>{{value}} DCTPS_AT);
+__device__ __forceinline__ void store(T* pointer, const std::type_identity_t<T>& value DCTPS_SITE) {
+  store<1, cache>(
+      pointer, Pack<T, 1> {
+        {
+          value
+        }
+      } DCTPS_AT);
 }
 
 // Launches of more than 2^31-1 blocks are rounded up to a rectangle: a few blocks see a number beyond those asked for,
