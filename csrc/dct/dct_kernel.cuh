@@ -1,0 +1,441 @@
+// The transform of one row by a group of threads, in place on a row of complex values in shared or global memory:
+// DCT-II and its adjoint by the passes of plan/device_plan.h.
+#pragma once
+
+#include "common/vec.cuh"
+#include "plan/device_plan.h"
+
+namespace dctps {
+
+// ---------------------------------------------------------------------------------------- complex numbers, small DFTs
+
+template <class A>
+struct ComplexValue {
+  A re, im;
+};
+template <class A>
+__device__ __forceinline__ ComplexValue<A> operator+(ComplexValue<A> a, ComplexValue<A> b) {
+  return {a.re + b.re, a.im + b.im};
+}
+template <class A>
+__device__ __forceinline__ ComplexValue<A> operator-(ComplexValue<A> a, ComplexValue<A> b) {
+  return {a.re - b.re, a.im - b.im};
+}
+template <class A>
+__device__ __forceinline__ ComplexValue<A> operator*(ComplexValue<A> a, ComplexValue<A> b) {
+  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+}
+template <class A>
+__device__ __forceinline__ ComplexValue<A> conj(ComplexValue<A> z) {
+  return {z.re, -z.im};
+}
+// The adjoint runs the same passes on values with real and imaginary part exchanged: that conjugates every factor.
+template <class A>
+__device__ __forceinline__ ComplexValue<A> exchanged(ComplexValue<A> z) {
+  return {z.im, z.re};
+}
+
+// cos(2 pi numerator / denominator), for constants.
+__host__ __device__ constexpr double cosine_of_turns(int numerator, int denominator) {
+  numerator %= denominator;
+  if (2 * numerator > denominator) numerator = denominator - numerator;
+  const bool negative = 4 * numerator > denominator;
+  const double angle = 2 * 3.14159265358979323846 *
+                       (negative ? double(denominator - 2 * numerator) / 2 : double(numerator)) / denominator;
+  double sum = 1, term = 1;
+  for (int i = 1; i < 16; ++i) sum += term *= -angle * angle / ((2 * i - 1) * (2 * i));
+  return negative ? -sum : sum;
+}
+__host__ __device__ constexpr double sine_of_turns(int numerator, int denominator) {
+  return cosine_of_turns((4 * numerator + 3 * denominator) % (4 * denominator), 4 * denominator);
+}
+
+// z e^(-2 pi i M / R)
+template <int M, int R, class A>
+__device__ __forceinline__ ComplexValue<A> turned(ComplexValue<A> z) {
+  if constexpr (M == 0) {
+    return z;
+  } else if constexpr (4 * M == R) {
+    return {z.im, -z.re};
+  } else if constexpr (8 * M == R) {
+    constexpr A h = A(cosine_of_turns(1, 8));
+    return {h * (z.re + z.im), h * (z.im - z.re)};
+  } else if constexpr (8 * M == 3 * R) {
+    constexpr A h = A(cosine_of_turns(1, 8));
+    return {h * (z.im - z.re), -h * (z.re + z.im)};
+  } else {
+    constexpr A c = A(cosine_of_turns(M, R)), s = A(-sine_of_turns(M, R));
+    return z * ComplexValue<A>{c, s};
+  }
+}
+
+template <class A>
+__device__ __forceinline__ void dft4(ComplexValue<A>& v0, ComplexValue<A>& v1, ComplexValue<A>& v2,
+                                     ComplexValue<A>& v3) {
+  const auto a = v0 + v2, b = v0 - v2, c = v1 + v3, d = v1 - v3;
+  v0 = a + c;
+  v1 = {b.re + d.im, b.im - d.re};
+  v2 = a - c;
+  v3 = {b.re - d.im, b.im + d.re};
+}
+
+template <int R, class A>
+struct OddRoots {
+  A cosine[R], sine[R];
+  __host__ __device__ constexpr OddRoots() : cosine{}, sine{} {
+    for (int i = 0; i < R; ++i) cosine[i] = A(cosine_of_turns(i, R)), sine[i] = A(sine_of_turns(i, R));
+  }
+};
+
+// v[k] <- sum_n v[n] e^(-2 pi i n k / R), in natural order.
+template <int R, class A>
+__device__ __forceinline__ void dft(ComplexValue<A> (&v)[R]) {
+  if constexpr (R == 2) {
+    const auto a = v[0];
+    v[0] = a + v[1];
+    v[1] = a - v[1];
+  } else if constexpr (R == 4) {
+    dft4(v[0], v[1], v[2], v[3]);
+  } else if constexpr (R == 8) {
+    dft4(v[0], v[2], v[4], v[6]);
+    dft4(v[1], v[3], v[5], v[7]);
+    const ComplexValue<A> even[4] = {v[0], v[2], v[4], v[6]};
+    const ComplexValue<A> odd[4] = {v[1], turned<1, 8>(v[3]), turned<2, 8>(v[5]), turned<3, 8>(v[7])};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) v[k] = even[k] + odd[k], v[k + 4] = even[k] - odd[k];
+  } else if constexpr (R == 16) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) dft4(v[c], v[c + 4], v[c + 8], v[c + 12]);
+    v[5] = turned<1, 16>(v[5]), v[9] = turned<2, 16>(v[9]), v[13] = turned<3, 16>(v[13]);
+    v[6] = turned<2, 16>(v[6]), v[10] = turned<4, 16>(v[10]), v[14] = turned<6, 16>(v[14]);
+    v[7] = turned<3, 16>(v[7]), v[11] = turned<6, 16>(v[11]), v[15] = turned<9, 16>(v[15]);
+#pragma unroll
+    for (int c = 0; c < 16; c += 4) dft4(v[c], v[c + 1], v[c + 2], v[c + 3]);
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {  // 4 x 4 results, transposed
+#pragma unroll
+      for (int b = a + 1; b < 4; ++b) {
+        const auto kept = v[4 * a + b];
+        v[4 * a + b] = v[4 * b + a];
+        v[4 * b + a] = kept;
+      }
+    }
+  } else {
+    constexpr int h = (R - 1) / 2;
+    constexpr OddRoots<R, A> roots;
+    ComplexValue<A> plus[h], minus[h];
+    const auto first = v[0];
+#pragma unroll
+    for (int k = 0; k < h; ++k) {
+      plus[k] = v[k + 1] + v[R - 1 - k], minus[k] = v[k + 1] - v[R - 1 - k];
+      v[0] = v[0] + plus[k];
+    }
+#pragma unroll
+    for (int s = 1; s <= h; ++s) {
+      ComplexValue<A> even = first, odd{0, 0};
+#pragma unroll
+      for (int k = 0; k < h; ++k) {
+        const A c = roots.cosine[s * (k + 1) % R], d = roots.sine[s * (k + 1) % R];
+        even = {even.re + c * plus[k].re, even.im + c * plus[k].im};
+        odd = {odd.re + d * minus[k].re, odd.im + d * minus[k].im};
+      }
+      v[s] = {even.re + odd.im, even.im - odd.re};
+      v[R - s] = {even.re - odd.im, even.im + odd.re};
+    }
+  }
+}
+
+template <class A>
+__device__ __forceinline__ ComplexValue<A> load_complex(const void* table, int64_t i DCTPS_SITE) {
+  const auto pack = load<2>(static_cast<const A*>(table) + 2 * i DCTPS_AT);
+  return {pack[0], pack[1]};
+}
+
+// v[r] *= w^r, where powers[columns * i] is w^(2^i): the others are products of at most three of these, which costs less
+// than to load all and, in rounding errors, next to nothing.
+template <int R, class A>
+__device__ __forceinline__ void turn_all(ComplexValue<A> (&v)[R], const A* powers, int columns DCTPS_SITE) {
+  auto power = [&](int i) { return load_complex<A>(powers, int64_t(i) * columns DCTPS_AT); };
+  ComplexValue<A> low[4], high{}, four{};
+  low[1] = power(0);
+  if constexpr (R > 2) low[2] = power(1);
+  if constexpr (R > 3) low[3] = low[1] * low[2];
+#pragma unroll
+  for (int first = 0; first < R; first += 4) {
+    if (first == 4) high = four = power(2);
+    if (first == 8) high = power(3);
+    if (first == 12) high = high * four;
+    if (first) v[first] = v[first] * high;
+#pragma unroll
+    for (int i = 1; i < 4; ++i) {
+      if (first + i < R) v[first + i] = v[first + i] * (first ? low[i] * high : low[i]);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------- a row of complex values
+
+// Part 2 s + 0, 1 of a row is the real, imaginary part of its slot s.
+template <class A>
+class SharedRow {
+ public:
+  __device__ SharedRow(Shared<A> block, int row, int slots) : parts_(block + 2 * row * slots) {}
+  __device__ __forceinline__ ComplexValue<A> get(int slot DCTPS_SITE) const {
+    const auto pack = parts_.template load<2>(2 * slot DCTPS_AT);
+    return {pack[0], pack[1]};
+  }
+  __device__ __forceinline__ void put(int slot, ComplexValue<A> z DCTPS_SITE) const {
+    parts_.template store<2>(2 * slot, {
+      {
+        z.re, z.im
+      }
+    } DCTPS_AT);
+  }
+  __device__ __forceinline__ A get_part(int part DCTPS_SITE) const {
+    return parts_.template load<1>(part DCTPS_AT)[0];
+  }
+  __device__ __forceinline__ void put_part(int part, A value DCTPS_SITE) const {
+    parts_.template store<1>(part, {
+      {
+        value
+      }
+    } DCTPS_AT);
+  }
+
+ private:
+  Shared<A> parts_;
+};
+
+// The same in global scratch memory, for rows that do not fit.
+template <class A>
+class GlobalRow {
+ public:
+  __device__ GlobalRow(A* block, int row, int slots) : parts_(block + 2 * int64_t(row) * slots) {}
+  __device__ __forceinline__ ComplexValue<A> get(int slot DCTPS_SITE) const {
+    return load_complex<A>(parts_, slot DCTPS_AT);
+  }
+  __device__ __forceinline__ void put(int slot, ComplexValue<A> z DCTPS_SITE) const {
+    store<2>(
+        parts_ + 2 * int64_t(slot), Pack<A, 2> {
+          {
+            z.re, z.im
+          }
+        } DCTPS_AT);
+  }
+  __device__ __forceinline__ A get_part(int part DCTPS_SITE) const { return load(parts_ + part DCTPS_AT); }
+  __device__ __forceinline__ void put_part(int part, A value DCTPS_SITE) const {
+    store(parts_ + part, value DCTPS_AT);
+  }
+
+ private:
+  A* parts_;
+};
+
+// ---------------------------------------------------------------------------------------- where a value is
+
+// Part of a row that holds x[i], 0 <= i < q, before DctRow::forward and after DctRow::adjoint.
+template <bool after_adjoint>
+__device__ __forceinline__ int time_part(const DevicePlan& plan, int i) {
+  const int j = i & 1 ? plan.length - 1 - (i >> 1) : i >> 1;  // Makhoul's order
+  const int imaginary = plan.is_odd ? 0 : j & 1;
+  return 2 * plan.slot(plan.is_odd ? j : j >> 1) + (after_adjoint ? 1 - imaginary : imaginary);
+}
+
+__device__ __forceinline__ int frequency_slot(const DevicePlan& plan, int k DCTPS_SITE) {
+  const int group = int(plan.by_first_radix.quotient(uint32_t(k)));
+  return load(plan.places + group DCTPS_AT) + (k - group * plan.first_radix) * plan.first_stride;
+}
+
+// Part of a row that holds y[k], 0 <= k < q, after DctRow::forward and before DctRow::adjoint. For even q the slot of
+// Z[k] holds y[k] and y[q-k]; that of Z[0] holds y[0] and y[N].
+__device__ __forceinline__ int frequency_part(const DevicePlan& plan, int k DCTPS_SITE) {
+  if (plan.is_odd || k < plan.points) return 2 * frequency_slot(plan, k DCTPS_AT);
+  return 2 * frequency_slot(plan, k == plan.points ? 0 : plan.length - k DCTPS_AT) + 1;
+}
+
+// ---------------------------------------------------------------------------------------- the transform
+
+// A row and its group of `threads` threads, a power of two. All groups of a block take each step together; a group
+// of up to 32 threads waits only for its warp.
+template <class A, class Row>
+class DctRow {
+ public:
+  __device__ DctRow(const DevicePlan& plan, Row row, int lane, int threads)
+      : plan_(plan), row_(row), lane_(lane), threads_(threads) {}
+
+  // x in the parts time_part<false>, all of them set -> alpha y in the parts frequency_part. The caller puts a barrier
+  // of the block before and after.
+  __device__ __forceinline__ void forward(A alpha) const {
+    transform<false>();
+    if (plan_.is_odd) {
+      each(plan_.points, [&](int k) {
+        const int slot = frequency_slot(plan_, k);
+        const auto factor = load_complex<A>(plan_.finish, k), z = row_.get(slot);
+        row_.put_part(2 * slot, alpha * (factor.re * z.re - factor.im * z.im));
+      });
+    } else {
+      each(plan_.points / 2 + 1, [&](int k) { finish(k, alpha); });
+    }
+  }
+
+  // y in the parts frequency_part -> D^T y in the parts time_part<true>.
+  __device__ __forceinline__ void adjoint() const {
+    if (plan_.is_odd) {
+      each(plan_.points, [&](int k) {
+        const int slot = frequency_slot(plan_, k);
+        const auto factor = load_complex<A>(plan_.finish, k);
+        const A y = row_.get_part(2 * slot);
+        row_.put(slot, exchanged(ComplexValue<A>{factor.re * y, -factor.im * y}));
+      });
+    } else {
+      each(plan_.points / 2 + 1, [&](int k) { start_adjoint(k); });
+    }
+    sync();
+    transform<true>();
+  }
+
+ private:
+  template <class Body>
+  __device__ __forceinline__ void each(int count, const Body& body) const {
+    for (int i = lane_; i < count; i += threads_) body(i);
+  }
+  __device__ __forceinline__ void sync() const {
+    if (threads_ <= kWarp) {
+      sync_warp();
+    } else {
+      sync_block();
+    }
+  }
+
+  // Finish: with S = Z[k] + conj Z[N-k], T = Z[k] - conj Z[N-k], G = a S, H = b T, where a = c/2 e^(-pi i k/2q) and
+  // b = c/2 e^(-5 pi i k/2q) / i:  y[k] - i y[q-k] = G + H,  y[N-k] - i y[N+k] = e^(-pi i/4) conj(G - H).
+  __device__ __forceinline__ void finish(int k, A alpha) const {
+    const auto a = load_complex<A>(plan_.finish, 2 * k), b = load_complex<A>(plan_.finish, 2 * k + 1);
+    const int slot = frequency_slot(plan_, k), partner = mirror_slot(k, slot);
+    const auto z = row_.get(slot), mirrored = conj(slot == partner ? z : row_.get(partner));
+    const auto g = a * (z + mirrored), h = b * (z - mirrored);
+    const auto sum = g + h, difference = g - h;
+    if (k == 0) {
+      row_.put(slot, {alpha * sum.re, alpha * difference.re});
+      return;
+    }
+    row_.put(slot, {alpha * sum.re, -alpha * sum.im});
+    if (slot == partner) return;
+    const A eighth = alpha * A(cosine_of_turns(1, 8));
+    row_.put(partner, {eighth * (difference.re - difference.im), eighth * (difference.re + difference.im)});
+  }
+
+  __device__ __forceinline__ void start_adjoint(int k) const {
+    const auto a = load_complex<A>(plan_.finish, 2 * k), b = load_complex<A>(plan_.finish, 2 * k + 1);
+    const int slot = frequency_slot(plan_, k), partner = mirror_slot(k, slot);
+    const auto y = row_.get(slot);
+    ComplexValue<A> sum = conj(y), difference{0, 0};  // what acts on G + H, on G - H
+    if (k == 0) {
+      sum = {y.re, 0}, difference = {y.im, 0};
+    } else if (slot != partner) {
+      const auto other = row_.get(partner);
+      constexpr A eighth = A(cosine_of_turns(1, 8));
+      difference = {eighth * (other.re + other.im), eighth * (other.im - other.re)};
+    }
+    const auto s = conj(a) * (sum + difference), t = conj(b) * (sum - difference);
+    const auto z = s + t, mirrored = conj(s - t);
+    if (slot == partner) {
+      row_.put(slot, exchanged(z + mirrored));
+      return;
+    }
+    row_.put(slot, exchanged(z));
+    row_.put(partner, exchanged(mirrored));
+  }
+
+  __device__ __forceinline__ int mirror_slot(int k, int slot) const {
+    return k == 0 || 2 * k == plan_.points ? slot : frequency_slot(plan_, plan_.points - k);
+  }
+
+  // FFT_N between natural order and `places`, in either direction; also puts a barrier after itself.
+  template <bool Adjoint>
+  __device__ __forceinline__ void transform() const {
+    if (!plan_.is_bluestein) return passes<Adjoint>();
+    // Z[k] = chirp[k] sum_n (z[n] chirp[n]) conj(chirp[k-n]), a symmetric map.
+    each(plan_.size, [&](int n) {
+      const int slot = plan_.slot(n);
+      row_.put(slot,
+               n < plan_.points ? row_.get(slot) * load_complex<A>(plan_.chirp, n) : ComplexValue<A>{0, 0});
+    });
+    sync();
+    passes<false>();
+    each(plan_.size, [&](int n) {
+      const int slot = plan_.slot(n);
+      row_.put(slot, exchanged(row_.get(slot) * load_complex<A>(plan_.spectrum, n)));
+    });
+    sync();
+    passes<true>();
+    each(plan_.points, [&](int n) {
+      const int slot = plan_.slot(n);
+      row_.put(slot, exchanged(row_.get(slot)) * load_complex<A>(plan_.chirp, n));
+    });
+    sync();
+  }
+
+  template <bool Adjoint>
+  __device__ __forceinline__ void passes() const {
+    for (int i = 0; i < plan_.pass_count; ++i) {
+      const DevicePass& pass = plan_.passes[Adjoint ? plan_.pass_count - 1 - i : i];
+      switch (pass.radix) {
+        case 2:
+          run_pass<Adjoint, 2>(pass);
+          break;
+        case 3:
+          run_pass<Adjoint, 3>(pass);
+          break;
+        case 4:
+          run_pass<Adjoint, 4>(pass);
+          break;
+        case 5:
+          run_pass<Adjoint, 5>(pass);
+          break;
+        case 7:
+          run_pass<Adjoint, 7>(pass);
+          break;
+        case 8:
+          run_pass<Adjoint, 8>(pass);
+          break;
+        case 11:
+          run_pass<Adjoint, 11>(pass);
+          break;
+        case 13:
+          run_pass<Adjoint, 13>(pass);
+          break;
+        case 16:
+          run_pass<Adjoint, 16>(pass);
+          break;
+      }
+      sync();
+    }
+  }
+
+  // Each butterfly reads and writes the same slots.
+  template <bool Adjoint, int R>
+  __device__ __forceinline__ void run_pass(const DevicePass& pass) const {
+    const A* twiddles = static_cast<const A*>(plan_.twiddles) + pass.twiddles;
+    const int count = plan_.size / R;  // a constant R: cheaper than columns * blocks
+    for (int i = lane_; i < count; i += threads_) {
+      const int block = int(pass.by_columns.quotient(uint32_t(i)));
+      const int column = i - block * pass.columns;
+      const int base = plan_.slot(block * R * pass.columns + column);
+      ComplexValue<A> v[R];
+#pragma unroll
+      for (int r = 0; r < R; ++r) v[r] = row_.get(base + r * pass.stride);
+      if (Adjoint && pass.columns > 1) turn_all(v, twiddles + 2 * column, pass.columns);
+      dft(v);
+      if (!Adjoint && pass.columns > 1) turn_all(v, twiddles + 2 * column, pass.columns);
+#pragma unroll
+      for (int r = 0; r < R; ++r) row_.put(base + r * pass.stride, v[r]);
+    }
+  }
+
+  const DevicePlan& plan_;
+  Row row_;
+  int lane_, threads_;
+};
+
+}  // namespace dctps

@@ -1,0 +1,150 @@
+// The two kernels of the linear layer. A block takes a tile of rows: loads it, transforms it where it lies, stores it.
+#pragma once
+
+#include "fused/row_tile.cuh"
+
+namespace dctps {
+
+template <class Element_, bool in_shared_>
+struct LinearConfig {
+  using Element = Element_;
+  using Accumulator = dctps::Accumulator<Element>;
+  // Whether the rows being transformed are in shared memory; otherwise in global scratch memory.
+  static constexpr bool in_shared = in_shared_;
+  static constexpr int most_threads = 512;
+  // Registers: 64 a thread in single precision, so that two blocks of 512 threads fit; 128 in double.
+  static constexpr int blocks_per_sm = 1;
+};
+
+// How a launch cuts the batch into tiles: rule in dctps_linear_cuda.cu.
+struct LinearTiles {
+  int log_rows;     // rows of a tile
+  int log_threads;  // threads of a row
+  int64_t tiles, blocks;
+  Divisor by_chunks;  // chunks of a row of length q
+  bool input_vectors, output_vectors;
+};
+
+template <class Layer>
+struct LinearKernelArgs {
+  Layer layer;
+  DevicePlan plan;
+  LinearTiles shape;
+  void* scratch;  // not in_shared: [blocks][rows of a tile][slots] complex
+};
+
+// The transform's row of a tile.
+template <class Config, class Layer>
+__device__ __forceinline__ auto transform_row(const LinearKernelArgs<Layer>& args, int row) {
+  using A = typename Config::Accumulator;
+  if constexpr (Config::in_shared) {
+    return SharedRow<A>(shared_memory<A>(), row, args.plan.slots);
+  } else {
+    const int64_t first = block_index() << args.shape.log_rows;
+    return GlobalRow<A>(static_cast<A*>(args.scratch) + 2 * first * args.plan.slots, row, args.plan.slots);
+  }
+}
+
+// Calls body(tile) for this block's tiles; between two of them all threads wait for each other.
+template <class Body>
+__device__ __forceinline__ void each_tile(const LinearTiles& shape, const Body& body) {
+  if (block_index() >= shape.blocks) return;
+  for (int64_t tile = block_index(); tile < shape.tiles; tile += shape.blocks) {
+    body(tile);
+    if (tile + shape.blocks < shape.tiles) sync_block();
+  }
+}
+
+// Calls body(row, chunk) for the chunks of a tile that are this thread's, neighbours in a row for neighbouring threads.
+template <class Body>
+__device__ __forceinline__ void each_chunk(const LinearTiles& shape, const Body& body) {
+  const int chunks = int(shape.by_chunks.value), count = chunks << shape.log_rows;
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
+    const int row = int(shape.by_chunks.quotient(uint32_t(i)));
+    body(row, i - row * chunks);
+  }
+}
+
+template <class Config, class Layer>
+__device__ __forceinline__ auto dct_row(const LinearKernelArgs<Layer>& args) {
+  const int threads = 1 << args.shape.log_threads, thread = int(threadIdx.x);
+  const auto row = transform_row<Config>(args, thread >> args.shape.log_threads);
+  return DctRow<typename Config::Accumulator, decltype(row)>(args.plan, row, thread & (threads - 1), threads);
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::most_threads, Config::blocks_per_sm)
+    linear_forward_kernel(const LinearKernelArgs<LinearForwardArgs> args) {
+  using E = typename Config::Element;
+  using A = typename Config::Accumulator;
+  const auto& layer = args.layer;
+  const DevicePlan& plan = args.plan;
+  const LinearTiles& shape = args.shape;
+  const A alpha = layer.alpha ? load(static_cast<const A*>(layer.alpha)) : A(1);
+  const A* bias = static_cast<const A*>(layer.bias);
+
+  each_tile(shape, [&](int64_t tile) {
+    const int64_t base = tile << shape.log_rows;
+    const RowBlock<E> x(layer.x, base, layer.rows, shape.log_rows, layer.n, shape.input_vectors);
+    const RowBlock<E> y(layer.y, base, layer.rows, shape.log_rows, layer.m, shape.output_vectors);
+    each_chunk(shape, [&](int row, int chunk) {
+      E values[kChunk<E>];
+      x.load_chunk(row, chunk * kChunk<E>, values);
+      put_time_chunk(plan, transform_row<Config>(args, row), chunk * kChunk<E>, values);
+    });
+    sync_block();
+    dct_row<Config>(args).forward(alpha);
+    sync_block();
+    each_chunk(shape, [&](int row, int chunk) {
+      const int first = chunk * kChunk<E>;
+      if (row >= y.rows || first >= y.length) return;
+      const auto result = transform_row<Config>(args, row);
+      E values[kChunk<E>]{};
+      each_frequency_part<kChunk<E>>(plan, first, [&](int e, int part) {
+        A value = result.get_part(part);
+        if (bias && first + e < y.length) value += load(bias + first + e);
+        values[e] = from_accumulator<E>(value);
+      });
+      y.store_chunk(row, first, values);
+    });
+  });
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::most_threads, Config::blocks_per_sm)
+    linear_backward_kernel(const LinearKernelArgs<LinearBackwardArgs> args) {
+  using E = typename Config::Element;
+  using A = typename Config::Accumulator;
+  const auto& layer = args.layer;
+  const DevicePlan& plan = args.plan;
+  const LinearTiles& shape = args.shape;
+  const A alpha = layer.alpha ? load(static_cast<const A*>(layer.alpha)) : A(1);
+
+  each_tile(shape, [&](int64_t tile) {
+    const int64_t base = tile << shape.log_rows;
+    const RowBlock<E> dy(layer.dy, base, layer.rows, shape.log_rows, layer.m, shape.input_vectors);
+    const RowBlock<E> dx(layer.dx, base, layer.rows, shape.log_rows, layer.n, shape.output_vectors);
+    each_chunk(shape, [&](int row, int chunk) {
+      E values[kChunk<E>];
+      dy.load_chunk(row, chunk * kChunk<E>, values);
+      const auto start = transform_row<Config>(args, row);
+      each_frequency_part<kChunk<E>>(
+          plan, chunk * kChunk<E>, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
+    });
+    sync_block();
+    dct_row<Config>(args).adjoint();
+    sync_block();
+    each_chunk(shape, [&](int row, int chunk) {
+      const int first = chunk * kChunk<E>;
+      if (row >= dx.rows || first >= dx.length) return;
+      A result[kChunk<E>];
+      get_time_chunk<E>(plan, transform_row<Config>(args, row), first, result);
+      E values[kChunk<E>];
+#pragma unroll
+      for (int e = 0; e < kChunk<E>; ++e) values[e] = from_accumulator<E>(alpha * result[e]);
+      dx.store_chunk(row, first, values);
+    });
+  });
+}
+
+}  // namespace dctps

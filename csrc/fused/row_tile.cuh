@@ -1,0 +1,155 @@
+// How the linear kernels move a tile of rows between global memory, the transform's rows in shared memory, and a copy
+// for the sparse product.
+#pragma once
+
+#include "dct/dct_kernel.cuh"
+#include "fused/dctps_linear.h"
+
+namespace dctps {
+
+// Elements of a row that one thread moves at once: 16 bytes, and at least the four that Makhoul's order pairs up.
+template <class E>
+constexpr int kChunk = sizeof(E) < 4 ? 16 / int(sizeof(E)) : 4;
+
+// The untransformed rows of a tile, for products with a sparse matrix: element i of row r is data[index(r, i)]. The rows
+// are interleaved, all of them side by side for each i, so that one access serves all. Neighbouring i are exchanged
+// by a rule that spreads over the banks what the threads of a warp store at once.
+template <class E>
+struct RowTile {
+  Shared<E> data;
+  int log_rows;
+
+  __device__ RowTile(Shared<E> data, int log_rows) : data(data), log_rows(log_rows) {}
+  static int64_t elements(int64_t length, int log_rows) { return (length + 7) / 8 * 8 << log_rows; }
+  __device__ __forceinline__ int index(int row, int i) const {
+    constexpr int kLog = sizeof(E) == 2 ? 3 : 2;  // of kChunk
+    // Bits of the chunk's number that tell apart those which would meet in a bank.
+    return ((i ^ ((i >> (kLog + max(3 - log_rows, 0))) & 3)) << log_rows) + row;
+  }
+};
+
+// Rows base .. base + rows - 1 of a matrix; `vectors`: chunks may be moved as 16 bytes.
+template <class E>
+struct RowBlock {
+  E* data;
+  int64_t row_stride, stride;
+  int rows, length;  // rows that exist, elements that exist
+  bool vectors;
+
+  __device__ RowBlock(const Rows& matrix, int64_t base, int64_t all_rows, int log_rows, int64_t length,
+                      bool vectors)
+      : data(static_cast<E*>(matrix.data) + base * matrix.row_stride),
+        row_stride(matrix.row_stride),
+        stride(matrix.stride),
+        rows(int(min(all_rows - base, int64_t(1) << log_rows))),
+        length(int(length)),
+        vectors(vectors) {}
+
+  // Elements i .. i + kChunk - 1 of a row, zeros where there are none.
+  __device__ __forceinline__ void load_chunk(int row, int i, E (&values)[kChunk<E>] DCTPS_SITE) const {
+    constexpr int kWide = 16 / int(sizeof(E));
+    const E* source = data + row * row_stride + i * stride;
+    const int count = row < rows ? length - i : 0;
+    if (vectors && count >= kChunk<E>) {
+#pragma unroll
+      for (int first = 0; first < kChunk<E>; first += kWide) {
+        const auto pack = load<kWide, Cache::streaming>(source + first DCTPS_AT);
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) values[first + e] = pack[e];
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kChunk<E>; ++e) values[e] = e < count ? load(source + e * stride DCTPS_AT) : E{};
+    }
+  }
+
+  __device__ __forceinline__ void store_chunk(int row, int i, const E (&values)[kChunk<E>] DCTPS_SITE) const {
+    constexpr int kWide = 16 / int(sizeof(E));
+    E* target = data + row * row_stride + i * stride;
+    const int count = row < rows ? length - i : 0;
+    if (vectors && count >= kChunk<E>) {
+#pragma unroll
+      for (int first = 0; first < kChunk<E>; first += kWide) {
+        Pack<E, kWide> pack;
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) pack[e] = values[first + e];
+        store<kWide, Cache::streaming>(target + first, pack DCTPS_AT);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kChunk<E>; ++e) {
+        if (e < count) store(target + e * stride, values[e] DCTPS_AT);
+      }
+    }
+  }
+};
+
+// Calls body(e, part) for the elements i + e, 0 <= e < Count, of a row in time order, see time_part.
+template <bool after_adjoint, int Count, class Body>
+__device__ __forceinline__ void each_time_part(const DevicePlan& plan, int i, const Body& body) {
+#pragma unroll
+  for (int e = 0; e < Count; ++e) {
+    if (i + e < plan.length) body(e, time_part<after_adjoint>(plan, i + e));
+  }
+}
+
+// The same for frequencies, see frequency_part; where it can, with one look at the table for all.
+template <int Count, class Body>
+__device__ __forceinline__ void each_frequency_part(const DevicePlan& plan, int k, const Body& body) {
+  if (!plan.is_odd && plan.first_radix % Count == 0) {
+    const int step = 2 * plan.first_stride;
+    if (k < plan.points) {
+      const int first = 2 * frequency_slot(plan, k);
+#pragma unroll
+      for (int e = 0; e < Count; ++e) body(e, first + e * step);
+    } else {  // y[q-k] is beside y[k]: downwards, the last one first
+      const int last = 2 * frequency_slot(plan, plan.length - k - Count) + 1;
+      body(0, frequency_part(plan, k));
+#pragma unroll
+      for (int e = 1; e < Count; ++e) body(e, last + (Count - e) * step);
+    }
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < Count; ++e) {
+    if (k + e < plan.length) body(e, frequency_part(plan, k + e));
+  }
+}
+
+// Puts a chunk of x where DctRow::forward wants it.
+template <class Row, class E>
+__device__ __forceinline__ void put_time_chunk(const DevicePlan& plan, const Row& row, int i,
+                                               const E (&values)[kChunk<E>]) {
+  using A = Accumulator<E>;
+  if (plan.length % kChunk<E> == 0) {
+#pragma unroll
+    for (int e = 0; e < kChunk<E>; e += 4) {
+      const int j = (i + e) / 4;
+      auto value = [&](int d) { return A(to_accumulator(values[e + d])); };
+      row.put(plan.slot(j), {value(0), value(2)});
+      row.put(plan.slot(plan.points - 1 - j), {value(3), value(1)});
+    }
+  } else {
+    each_time_part<false, kChunk<E>>(plan, i,
+                                     [&](int e, int part) { row.put_part(part, to_accumulator(values[e])); });
+  }
+}
+
+// A chunk of what DctRow::adjoint left.
+template <class E, class Row>
+__device__ __forceinline__ void get_time_chunk(const DevicePlan& plan, const Row& row, int i,
+                                               Accumulator<E> (&values)[kChunk<E>]) {
+  if (plan.length % kChunk<E> == 0) {
+#pragma unroll
+    for (int e = 0; e < kChunk<E>; e += 4) {
+      const int j = (i + e) / 4;
+      const auto low = row.get(plan.slot(j)), high = row.get(plan.slot(plan.points - 1 - j));
+      values[e] = low.im, values[e + 2] = low.re;
+      values[e + 3] = high.im, values[e + 1] = high.re;
+    }
+  } else {
+    each_time_part<true, kChunk<E>>(plan, i, [&](int e, int part) { values[e] = row.get_part(part); });
+  }
+}
+
+}  // namespace dctps
