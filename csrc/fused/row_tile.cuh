@@ -130,8 +130,14 @@ __device__ __forceinline__ void put_time_chunk(const DevicePlan& plan, const Row
       row.put(plan.slot(plan.points - 1 - j), {value(3), value(1)});
     }
   } else {
-    each_time_part<false, kChunk<E>>(plan, i,
-                                     [&](int e, int part) { row.put_part(part, to_accumulator(values[e])); });
+    each_time_part<false, kChunk<E>>(plan, i, [&](int e, int part) {
+      const A value = to_accumulator(values[e]);
+      if (plan.is_odd) {
+        row.put(part / 2, {value, 0});
+      } else {
+        row.put_part(part, value);
+      }
+    });
   }
 }
 
