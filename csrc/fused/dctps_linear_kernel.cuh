@@ -73,7 +73,7 @@ __device__ __forceinline__ auto dct_row(const LinearKernelArgs<Layer>& args) {
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::most_threads, Config::blocks_per_sm)
+__global__ void __launch_bounds__(768, 1)
     linear_forward_kernel(const LinearKernelArgs<LinearForwardArgs> args) {
   using E = typename Config::Element;
   using A = typename Config::Accumulator;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(Config::most_threads, Config::blocks_per_sm)
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::most_threads, Config::blocks_per_sm)
+__global__ void __launch_bounds__(768, 1)
     linear_backward_kernel(const LinearKernelArgs<LinearBackwardArgs> args) {
   using E = typename Config::Element;
   using A = typename Config::Accumulator;
