@@ -179,48 +179,37 @@ __device__ __forceinline__ void turn_all(ComplexValue<A> (&v)[R], const A* power
 template <class A>
 class SharedRow {
  public:
-  __device__ SharedRow(Shared<A> block, int row, int slots) : parts_(block + 2 * row * slots) {}
+  __device__ SharedRow(const DevicePlan& plan, Shared<A> block, int row)
+      : parts_(block + 2 * row * plan.slots), exchange_((row << plan.row_shift & 15) * 2) {}
   __device__ __forceinline__ ComplexValue<A> get(int slot DCTPS_SITE) const {
-    const auto pack = parts_.template load<2>(2 * slot DCTPS_AT);
+    const auto pack = parts_.template load<2>(2 * slot ^ exchange_ DCTPS_AT);
     return {pack[0], pack[1]};
   }
   __device__ __forceinline__ void put(int slot, ComplexValue<A> z DCTPS_SITE) const {
-    parts_.template store<2>(2 * slot, {
-      {
-        z.re, z.im
-      }
-    } DCTPS_AT);
+    parts_.template store<2>(2 * slot ^ exchange_, {{z.re, z.im}} DCTPS_AT);
   }
   __device__ __forceinline__ A get_part(int part DCTPS_SITE) const {
-    return parts_.template load<1>(part DCTPS_AT)[0];
+    return parts_.template load<1>(part ^ exchange_ DCTPS_AT)[0];
   }
   __device__ __forceinline__ void put_part(int part, A value DCTPS_SITE) const {
-    parts_.template store<1>(part, {
-      {
-        value
-      }
-    } DCTPS_AT);
+    parts_.template store<1>(part ^ exchange_, {{value}} DCTPS_AT);
   }
 
  private:
   Shared<A> parts_;
+  int exchange_;
 };
 
-// The same in global scratch memory, for rows that do not fit.
+// The same in global scratch memory, for a row that does not fit.
 template <class A>
 class GlobalRow {
  public:
-  __device__ GlobalRow(A* block, int row, int slots) : parts_(block + 2 * int64_t(row) * slots) {}
+  __device__ explicit GlobalRow(A* parts) : parts_(parts) {}
   __device__ __forceinline__ ComplexValue<A> get(int slot DCTPS_SITE) const {
     return load_complex<A>(parts_, slot DCTPS_AT);
   }
   __device__ __forceinline__ void put(int slot, ComplexValue<A> z DCTPS_SITE) const {
-    store<2>(
-        parts_ + 2 * int64_t(slot), Pack<A, 2> {
-          {
-            z.re, z.im
-          }
-        } DCTPS_AT);
+    store<2>(parts_ + 2 * int64_t(slot), Pack<A, 2>{{z.re, z.im}} DCTPS_AT);
   }
   __device__ __forceinline__ A get_part(int part DCTPS_SITE) const { return load(parts_ + part DCTPS_AT); }
   __device__ __forceinline__ void put_part(int part, A value DCTPS_SITE) const {
@@ -243,7 +232,14 @@ __device__ __forceinline__ int time_part(const DevicePlan& plan, int i) {
 
 __device__ __forceinline__ int frequency_slot(const DevicePlan& plan, int k DCTPS_SITE) {
   const int group = int(plan.by_first_radix.quotient(uint32_t(k)));
-  return load(plan.places + group DCTPS_AT) + (k - group * plan.first_radix) * plan.first_stride;
+  return load(plan.places + group DCTPS_AT) ^
+         plan.slot((k - group * plan.first_radix) * plan.passes[0].columns);
+}
+
+// How far digit r of a pass of even radix takes a slot, by ^.
+__device__ __forceinline__ int step(const DevicePass& pass, int r) {
+  return (r & 1 ? pass.steps[0] : 0) ^ (r & 2 ? pass.steps[1] : 0) ^ (r & 4 ? pass.steps[2] : 0) ^
+         (r & 8 ? pass.steps[3] : 0);
 }
 
 // Part of a row that holds y[k], 0 <= k < q, after DctRow::forward and before DctRow::adjoint. For even q the slot of
@@ -263,23 +259,37 @@ class DctRow {
   __device__ DctRow(const DevicePlan& plan, Row row, int lane, int threads)
       : plan_(plan), row_(row), lane_(lane), threads_(threads) {}
 
-  // x in the parts time_part<false>, all of them set -> alpha y in the parts frequency_part. The caller puts a barrier
-  // of the block before and after.
-  __device__ __forceinline__ void forward(A alpha) const {
-    transform<false>();
+  // x -> alpha y in the parts frequency_part, followed by a barrier of the block, which is the caller's. x lies in the
+  // parts time_part<false>, all of them set, behind a barrier of the block. Or, if plan.starts_paired, it may come from
+  // quad(j, v): v[0 .. 3] = x[4j .. 4j+3], asked for once.
+  template <class Quad>
+  __device__ __forceinline__ void forward(A alpha, bool from_quads, const Quad& quad) const {
+    if (plan_.is_bluestein) {
+      convolve();
+    } else {
+      if (from_quads) {
+        first_from(quad);
+        sync();
+      }
+      passes<false>(from_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
+    }
     if (plan_.is_odd) {
       each(plan_.points, [&](int k) {
         const int slot = frequency_slot(plan_, k);
         const auto factor = load_complex<A>(plan_.finish, k), z = row_.get(slot);
         row_.put_part(2 * slot, alpha * (factor.re * z.re - factor.im * z.im));
       });
+    } else if (plan_.ends_paired) {
+      with_last_radix([&](auto radix) { finish_paired<decltype(radix)::value>(alpha); });
     } else {
       each(plan_.points / 2 + 1, [&](int k) { finish(k, alpha); });
     }
   }
 
-  // y in the parts frequency_part -> D^T y in the parts time_part<true>.
-  __device__ __forceinline__ void adjoint() const {
+  // y in the parts frequency_part, behind a barrier of the block -> D^T y in the parts time_part<true>, followed by one.
+  // Or, if plan.starts_paired, the result may go to quad(j, v) instead.
+  template <class Quad>
+  __device__ __forceinline__ void adjoint(bool to_quads, const Quad& quad) const {
     if (plan_.is_odd) {
       each(plan_.points, [&](int k) {
         const int slot = frequency_slot(plan_, k);
@@ -287,14 +297,26 @@ class DctRow {
         const A y = row_.get_part(2 * slot);
         row_.put(slot, exchanged(ComplexValue<A>{factor.re * y, -factor.im * y}));
       });
+    } else if (plan_.ends_paired) {
+      with_last_radix([&](auto radix) { start_paired<decltype(radix)::value>(); });
     } else {
-      each(plan_.points / 2 + 1, [&](int k) { start_adjoint(k); });
+      each(plan_.points / 2 + 1, [&](int k) { start(k); });
     }
     sync();
-    transform<true>();
+    if (plan_.is_bluestein) {
+      convolve();
+    } else {
+      passes<true>(to_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
+      if (to_quads) last_to(quad);
+    }
   }
 
  private:
+  template <int value_>
+  struct Constant {
+    static constexpr int value = value_;
+  };
+
   template <class Body>
   __device__ __forceinline__ void each(int count, const Body& body) const {
     for (int i = lane_; i < count; i += threads_) body(i);
@@ -307,68 +329,237 @@ class DctRow {
     }
   }
 
-  // Finish: with S = Z[k] + conj Z[N-k], T = Z[k] - conj Z[N-k], G = a S, H = b T, where a = c/2 e^(-pi i k/2q) and
+  // ---- finish: with S = Z[k] + conj Z[N-k], T = Z[k] - conj Z[N-k], G = a S, H = b T, where a = c/2 e^(-pi i k/2q) and
   // b = c/2 e^(-5 pi i k/2q) / i:  y[k] - i y[q-k] = G + H,  y[N-k] - i y[N+k] = e^(-pi i/4) conj(G - H).
-  __device__ __forceinline__ void finish(int k, A alpha) const {
-    const auto a = load_complex<A>(plan_.finish, 2 * k), b = load_complex<A>(plan_.finish, 2 * k + 1);
-    const int slot = frequency_slot(plan_, k), partner = mirror_slot(k, slot);
-    const auto z = row_.get(slot), mirrored = conj(slot == partner ? z : row_.get(partner));
-    const auto g = a * (z + mirrored), h = b * (z - mirrored);
-    const auto sum = g + h, difference = g - h;
-    if (k == 0) {
-      row_.put(slot, {alpha * sum.re, alpha * difference.re});
-      return;
-    }
-    row_.put(slot, {alpha * sum.re, -alpha * sum.im});
-    if (slot == partner) return;
-    const A eighth = alpha * A(cosine_of_turns(1, 8));
-    row_.put(partner, {eighth * (difference.re - difference.im), eighth * (difference.re + difference.im)});
-  }
 
-  __device__ __forceinline__ void start_adjoint(int k) const {
-    const auto a = load_complex<A>(plan_.finish, 2 * k), b = load_complex<A>(plan_.finish, 2 * k + 1);
-    const int slot = frequency_slot(plan_, k), partner = mirror_slot(k, slot);
-    const auto y = row_.get(slot);
-    ComplexValue<A> sum = conj(y), difference{0, 0};  // what acts on G + H, on G - H
-    if (k == 0) {
-      sum = {y.re, 0}, difference = {y.im, 0};
-    } else if (slot != partner) {
-      const auto other = row_.get(partner);
+  struct Finish {
+    ComplexValue<A> a, b;
+    __device__ __forceinline__ Finish(const DevicePlan& plan, int k)
+        : a(load_complex<A>(plan.finish, 2 * int64_t(k))), b(load_complex<A>(plan.finish, 2 * int64_t(k) + 1)) {}
+
+    // (Z[k], Z[N-k]) -> (y[k] + i y[q-k], y[N-k] + i y[N+k]) alpha, for 0 < k < N/2.
+    __device__ __forceinline__ void forward(ComplexValue<A>& z, ComplexValue<A>& mirrored, A alpha) const {
+      const auto g = a * (z + conj(mirrored)), h = b * (z - conj(mirrored));
+      const auto sum = g + h, difference = g - h;
+      const A eighth = alpha * A(cosine_of_turns(1, 8));
+      z = {alpha * sum.re, -alpha * sum.im};
+      mirrored = {eighth * (difference.re - difference.im), eighth * (difference.re + difference.im)};
+    }
+    // The transpose of Z -> (G + H, G - H).
+    __device__ __forceinline__ void transposed(ComplexValue<A> sum, ComplexValue<A> difference,
+                                               ComplexValue<A>& z, ComplexValue<A>& mirrored) const {
+      const auto s = conj(a) * (sum + difference), t = conj(b) * (sum - difference);
+      z = s + t;
+      mirrored = conj(s - t);
+    }
+    // The transpose of `forward`; gives z and mirrored exchanged.
+    __device__ __forceinline__ void adjoint(ComplexValue<A>& y, ComplexValue<A>& mirrored) const {
       constexpr A eighth = A(cosine_of_turns(1, 8));
-      difference = {eighth * (other.re + other.im), eighth * (other.im - other.re)};
+      const ComplexValue<A> difference{eighth * (mirrored.re + mirrored.im), eighth * (mirrored.im - mirrored.re)};
+      transposed(conj(y), difference, y, mirrored);
+      y = exchanged(y);
+      mirrored = exchanged(mirrored);
     }
-    const auto s = conj(a) * (sum + difference), t = conj(b) * (sum - difference);
-    const auto z = s + t, mirrored = conj(s - t);
-    if (slot == partner) {
+  };
+
+  // For one k, 0 <= k <= N/2, in place.
+  __device__ __forceinline__ void finish(int k, A alpha) const {
+    const Finish factors(plan_, k);
+    const int slot = frequency_slot(plan_, k);
+    auto z = row_.get(slot);
+    if (k == 0) {
+      const A sum = 2 * factors.a.re * z.re, difference = -2 * factors.b.im * z.im;
+      row_.put(slot, {alpha * (sum + difference), alpha * (sum - difference)});
+    } else if (2 * k == plan_.points) {
+      auto same = z;
+      factors.forward(z, same, alpha);
+      row_.put(slot, z);
+    } else {
+      const int partner = frequency_slot(plan_, plan_.points - k);
+      auto mirrored = row_.get(partner);
+      factors.forward(z, mirrored, alpha);
+      row_.put(slot, z);
+      row_.put(partner, mirrored);
+    }
+  }
+
+  __device__ __forceinline__ void start(int k) const {
+    const Finish factors(plan_, k);
+    const int slot = frequency_slot(plan_, k);
+    auto y = row_.get(slot);
+    if (k == 0) {
+      row_.put(slot, {-2 * factors.b.im * (y.re - y.im), 2 * factors.a.re * (y.re + y.im)});
+    } else if (2 * k == plan_.points) {
+      ComplexValue<A> z, mirrored;
+      factors.transposed(conj(y), {0, 0}, z, mirrored);
       row_.put(slot, exchanged(z + mirrored));
-      return;
+    } else {
+      const int partner = frequency_slot(plan_, plan_.points - k);
+      auto mirrored = row_.get(partner);
+      factors.adjoint(y, mirrored);
+      row_.put(slot, y);
+      row_.put(partner, mirrored);
     }
-    row_.put(slot, exchanged(z));
-    row_.put(partner, exchanged(mirrored));
   }
 
-  __device__ __forceinline__ int mirror_slot(int k, int slot) const {
-    return k == 0 || 2 * k == plan_.points ? slot : frequency_slot(plan_, plan_.points - k);
+  // ---- the last pass with the finish: its columns c and M - c, M = N / R, in one thread. Columns 0 and M/2 are their
+  // own partners: the first thread transforms them, and then all of its warp finish them.
+
+  template <class Body>
+  __device__ __forceinline__ void with_last_radix(const Body& body) const {
+    switch (plan_.passes[plan_.pass_count - 1].radix) {
+      case 2:
+        return body(Constant<2>{});
+      case 4:
+        return body(Constant<4>{});
+      case 8:
+        return body(Constant<8>{});
+    }
   }
 
-  // FFT_N between natural order and `places`, in either direction; also puts a barrier after itself.
-  template <bool Adjoint>
-  __device__ __forceinline__ void transform() const {
-    if (!plan_.is_bluestein) return passes<Adjoint>();
-    // Z[k] = chirp[k] sum_n (z[n] chirp[n]) conj(chirp[k-n]), a symmetric map.
+  template <int R, class Body>
+  __device__ __forceinline__ void each_unpaired(const Body& body) const {
+    const int columns = plan_.points / R, lanes = threads_ < kWarp ? threads_ : kWarp;
+    for (int i = lane_; i <= R && lane_ < lanes; i += lanes) {
+      body(i <= R / 2 ? columns * i : columns / 2 + columns * (i - R / 2 - 1));
+    }
+  }
+
+  template <int R>
+  __device__ __forceinline__ void finish_paired(A alpha) const {
+    const int columns = plan_.points / R;
+    each(columns / 2, [&](int i) {
+      const int low = frequency_slot(plan_, i), high = frequency_slot(plan_, i ? columns - i : columns / 2);
+      ComplexValue<A> v[R], w[R];
+#pragma unroll
+      for (int r = 0; r < R; ++r) v[r] = row_.get(low ^ r), w[r] = row_.get(high ^ r);
+      dft(v);
+      dft(w);
+      if (i) {
+#pragma unroll
+        for (int r = 0; r < R / 2; ++r) {
+          Finish(plan_, i + columns * r).forward(v[r], w[R - 1 - r], alpha);
+          Finish(plan_, columns - i + columns * r).forward(w[r], v[R - 1 - r], alpha);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) row_.put(low ^ r, v[r]), row_.put(high ^ r, w[r]);
+    });
+    sync_warp();
+    each_unpaired<R>([&](int k) { finish(k, alpha); });
+  }
+
+  template <int R>
+  __device__ __forceinline__ void start_paired() const {
+    const int columns = plan_.points / R;
+    each_unpaired<R>([&](int k) { start(k); });
+    sync_warp();
+    each(columns / 2, [&](int i) {
+      const int low = frequency_slot(plan_, i), high = frequency_slot(plan_, i ? columns - i : columns / 2);
+      ComplexValue<A> v[R], w[R];
+#pragma unroll
+      for (int r = 0; r < R; ++r) v[r] = row_.get(low ^ r), w[r] = row_.get(high ^ r);
+      if (i) {
+#pragma unroll
+        for (int r = 0; r < R / 2; ++r) {
+          Finish(plan_, i + columns * r).adjoint(v[r], w[R - 1 - r]);
+          Finish(plan_, columns - i + columns * r).adjoint(w[r], v[R - 1 - r]);
+        }
+      }
+      dft(v);
+      dft(w);
+#pragma unroll
+      for (int r = 0; r < R; ++r) row_.put(low ^ r, v[r]), row_.put(high ^ r, w[r]);
+    });
+  }
+
+  // ---- the first pass from x, and its transpose: columns c and M - 1 - c in one thread.
+
+  template <class Body>
+  __device__ __forceinline__ void with_first_radix(const Body& body) const {
+    switch (plan_.passes[0].radix) {
+      case 4:
+        return body(Constant<4>{});
+      case 8:
+        return body(Constant<8>{});
+    }
+  }
+
+  template <class Quad>
+  __device__ __forceinline__ void first_from(const Quad& quad) const {
+    with_first_radix([&](auto radix) {
+      constexpr int R = decltype(radix)::value;
+      const DevicePass& pass = plan_.passes[0];
+      const A* twiddles = static_cast<const A*>(plan_.twiddles) + pass.twiddles;
+      each(pass.columns / 2, [&](int low) {
+        const int high = pass.columns - 1 - low;
+        A x[R][4];
+#pragma unroll
+        for (int r = 0; r < R; ++r) quad((r % 2 ? high : low) + pass.columns * (r / 2), x[r]);
+        ComplexValue<A> v[R], w[R];
+#pragma unroll
+        for (int r = 0; r < R / 2; ++r) {
+          v[r] = {x[2 * r][0], x[2 * r][2]}, w[R - 1 - r] = {x[2 * r][3], x[2 * r][1]};
+          w[r] = {x[2 * r + 1][0], x[2 * r + 1][2]}, v[R - 1 - r] = {x[2 * r + 1][3], x[2 * r + 1][1]};
+        }
+        auto finish_column = [&](int column, ComplexValue<A>(&column_values)[R]) {
+          dft(column_values);
+          turn_all(column_values, twiddles + 2 * column, pass.columns);
+          const int base = plan_.slot(column);
+#pragma unroll
+          for (int r = 0; r < R; ++r) row_.put(base ^ step(pass, r), column_values[r]);
+        };
+        finish_column(low, v);
+        finish_column(high, w);
+      });
+    });
+  }
+
+  template <class Quad>
+  __device__ __forceinline__ void last_to(const Quad& quad) const {
+    with_first_radix([&](auto radix) {
+      constexpr int R = decltype(radix)::value;
+      const DevicePass& pass = plan_.passes[0];
+      const A* twiddles = static_cast<const A*>(plan_.twiddles) + pass.twiddles;
+      each(pass.columns / 2, [&](int low) {
+        const int high = pass.columns - 1 - low;
+        ComplexValue<A> v[R], w[R];
+        auto start_column = [&](int column, ComplexValue<A>(&column_values)[R]) {
+          const int base = plan_.slot(column);
+#pragma unroll
+          for (int r = 0; r < R; ++r) column_values[r] = row_.get(base ^ step(pass, r));
+          turn_all(column_values, twiddles + 2 * column, pass.columns);
+          dft(column_values);
+        };
+        start_column(low, v);
+        start_column(high, w);
+#pragma unroll
+        for (int r = 0; r < R / 2; ++r) {  // real and imaginary parts are exchanged
+          const A even[4] = {v[r].im, w[R - 1 - r].re, v[r].re, w[R - 1 - r].im};
+          const A odd[4] = {w[r].im, v[R - 1 - r].re, w[r].re, v[R - 1 - r].im};
+          quad(low + pass.columns * r, even);
+          quad(high + pass.columns * r, odd);
+        }
+      });
+    });
+  }
+
+  // ---- all other passes
+
+  // FFT_N from natural order to natural order: Z[k] = chirp[k] sum_n (z[n] chirp[n]) conj(chirp[k-n]).
+  __device__ __forceinline__ void convolve() const {
     each(plan_.size, [&](int n) {
       const int slot = plan_.slot(n);
-      row_.put(slot,
-               n < plan_.points ? row_.get(slot) * load_complex<A>(plan_.chirp, n) : ComplexValue<A>{0, 0});
+      row_.put(slot, n < plan_.points ? row_.get(slot) * load_complex<A>(plan_.chirp, n) : ComplexValue<A>{0, 0});
     });
     sync();
-    passes<false>();
+    passes<false>(0, plan_.pass_count);
     each(plan_.size, [&](int n) {
       const int slot = plan_.slot(n);
       row_.put(slot, exchanged(row_.get(slot) * load_complex<A>(plan_.spectrum, n)));
     });
     sync();
-    passes<true>();
+    passes<true>(0, plan_.pass_count);
     each(plan_.points, [&](int n) {
       const int slot = plan_.slot(n);
       row_.put(slot, exchanged(row_.get(slot)) * load_complex<A>(plan_.chirp, n));
@@ -376,10 +567,11 @@ class DctRow {
     sync();
   }
 
+  // Passes first .. last - 1, the adjoint in reverse order, each followed by a barrier.
   template <bool Adjoint>
-  __device__ __forceinline__ void passes() const {
-    for (int i = 0; i < plan_.pass_count; ++i) {
-      const DevicePass& pass = plan_.passes[Adjoint ? plan_.pass_count - 1 - i : i];
+  __device__ __forceinline__ void passes(int first, int last) const {
+    for (int i = first; i < last; ++i) {
+      const DevicePass& pass = plan_.passes[Adjoint ? first + last - 1 - i : i];
       switch (pass.radix) {
         case 2:
           run_pass<Adjoint, 2>(pass);
@@ -417,20 +609,20 @@ class DctRow {
   template <bool Adjoint, int R>
   __device__ __forceinline__ void run_pass(const DevicePass& pass) const {
     const A* twiddles = static_cast<const A*>(plan_.twiddles) + pass.twiddles;
-    const int count = plan_.size / R;  // a constant R: cheaper than columns * blocks
-    for (int i = lane_; i < count; i += threads_) {
+    each(plan_.size / R, [&](int i) {
       const int block = int(pass.by_columns.quotient(uint32_t(i)));
       const int column = i - block * pass.columns;
       const int base = plan_.slot(block * R * pass.columns + column);
+      auto slot = [&](int r) { return R % 2 ? base + r * pass.columns : base ^ step(pass, r); };
       ComplexValue<A> v[R];
 #pragma unroll
-      for (int r = 0; r < R; ++r) v[r] = row_.get(base + r * pass.stride);
+      for (int r = 0; r < R; ++r) v[r] = row_.get(slot(r));
       if (Adjoint && pass.columns > 1) turn_all(v, twiddles + 2 * column, pass.columns);
       dft(v);
       if (!Adjoint && pass.columns > 1) turn_all(v, twiddles + 2 * column, pass.columns);
 #pragma unroll
-      for (int r = 0; r < R; ++r) row_.put(base + r * pass.stride, v[r]);
-    }
+      for (int r = 0; r < R; ++r) row_.put(slot(r), v[r]);
+    });
   }
 
   const DevicePlan& plan_;

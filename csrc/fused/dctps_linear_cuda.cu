@@ -9,11 +9,13 @@ namespace dctps {
 namespace {
 
 // The rule. A row has a thread for every 16 complex values, which is one butterfly of radix 16 or two of radix 8 in
-// each pass, up to 512 threads. Short rows share a block of 128 threads. Blocks are no larger than that needs: several
-// of them on a multiprocessor overlap one's loads with another's arithmetic. Rows lie in shared memory where one fits,
-// otherwise in scratch memory, for two blocks on each multiprocessor that take the tiles in turn.
+// each pass, up to 256 threads, or 512 where only one row fits a multiprocessor anyway. Short rows share a block of 128
+// threads. Blocks are no larger than that needs: several of them on a multiprocessor overlap one's loads with
+// another's arithmetic. Rows lie in shared memory where one fits, otherwise in scratch memory, for two blocks on each
+// multiprocessor that take the tiles in turn. With fewer than 8 threads, and so less than 128 contiguous bytes at once,
+// a row is loaded by neighbouring threads and not by its own.
 struct Launch {
-  static constexpr int kValuesPerThread = 16, kLogFewestThreads = 7, kLogMostThreads = 9;
+  static constexpr int kLogFewestThreads = 7, kLogQuadThreads = 3;
   static constexpr int kBlocksPerMultiprocessor = 2;  // of those with rows in scratch memory
   int log_rows = 0, log_threads = 0;
   int64_t tiles, blocks, row_bytes;
@@ -21,7 +23,8 @@ struct Launch {
 
   Launch(int64_t rows, const DevicePlan& plan, int64_t complex_bytes, const DeviceLimits& limits)
       : row_bytes(plan.slots * complex_bytes), in_shared(row_bytes <= limits.shared_bytes_per_block) {
-    while (log_threads < kLogMostThreads && (kValuesPerThread << log_threads) < plan.size) ++log_threads;
+    const int log_most = 2 * row_bytes > limits.shared_bytes_per_sm ? 9 : 8;
+    while (log_threads < log_most && (kValuesPerThread << log_threads) < plan.size) ++log_threads;
     if (in_shared) {
       while (log_rows + log_threads < kLogFewestThreads) ++log_rows;
       while ((row_bytes << log_rows) > limits.shared_bytes_per_block) --log_rows;
@@ -65,7 +68,8 @@ void launch_layer(const Layer& layer, const Rows& input, const Rows& output, con
          .blocks = shape.blocks,
          .by_chunks = Divisor(uint32_t((plan.length + kChunk<E> - 1) / kChunk<E>)),
          .input_vectors = takes_vectors(input, layer.rows, sizeof(E)),
-         .output_vectors = takes_vectors(output, layer.rows, sizeof(E))},
+         .output_vectors = takes_vectors(output, layer.rows, sizeof(E)),
+         .by_quads = plan.starts_paired && shape.log_threads >= Launch::kLogQuadThreads},
         context.scratch};
     const Grid grid{shape.blocks, 1 << (shape.log_rows + shape.log_threads),
                     shape.in_shared ? int(shape.bytes()) : 0};

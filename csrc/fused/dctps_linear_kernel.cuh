@@ -12,8 +12,8 @@ struct LinearConfig {
   // Whether the rows being transformed are in shared memory; otherwise in global scratch memory.
   static constexpr bool in_shared = in_shared_;
   static constexpr int most_threads = 512;
-  // Registers: 64 a thread in single precision, so that two blocks of 512 threads fit; 128 in double.
-  static constexpr int blocks_per_sm = 1;
+  // What the compiler is told instead, so that it takes no more than 80 registers a thread, 128 in double.
+  static constexpr int bounding_threads = sizeof(Accumulator) == 8 ? 512 : 768;
 };
 
 // How a launch cuts the batch into tiles: rule in dctps_linear_cuda.cu.
@@ -23,6 +23,7 @@ struct LinearTiles {
   int64_t tiles, blocks;
   Divisor by_chunks;  // chunks of a row of length q
   bool input_vectors, output_vectors;
+  bool by_quads;  // whether the transform reads x, or writes dx, itself
 };
 
 template <class Layer>
@@ -38,10 +39,10 @@ template <class Config, class Layer>
 __device__ __forceinline__ auto transform_row(const LinearKernelArgs<Layer>& args, int row) {
   using A = typename Config::Accumulator;
   if constexpr (Config::in_shared) {
-    return SharedRow<A>(shared_memory<A>(), row, args.plan.slots);
+    return SharedRow<A>(args.plan, shared_memory<A>(), row);
   } else {
-    const int64_t first = block_index() << args.shape.log_rows;
-    return GlobalRow<A>(static_cast<A*>(args.scratch) + 2 * first * args.plan.slots, row, args.plan.slots);
+    static_cast<void>(row);  // a tile is one row
+    return GlobalRow<A>(static_cast<A*>(args.scratch) + 2 * block_index() * args.plan.slots);
   }
 }
 
@@ -73,7 +74,7 @@ __device__ __forceinline__ auto dct_row(const LinearKernelArgs<Layer>& args) {
 }
 
 template <class Config>
-__global__ void __launch_bounds__(768, 1)
+__global__ void __launch_bounds__(Config::bounding_threads)
     linear_forward_kernel(const LinearKernelArgs<LinearForwardArgs> args) {
   using E = typename Config::Element;
   using A = typename Config::Accumulator;
@@ -87,13 +88,17 @@ __global__ void __launch_bounds__(768, 1)
     const int64_t base = tile << shape.log_rows;
     const RowBlock<E> x(layer.x, base, layer.rows, shape.log_rows, layer.n, shape.input_vectors);
     const RowBlock<E> y(layer.y, base, layer.rows, shape.log_rows, layer.m, shape.output_vectors);
-    each_chunk(shape, [&](int row, int chunk) {
-      E values[kChunk<E>];
-      x.load_chunk(row, chunk * kChunk<E>, values);
-      put_time_chunk(plan, transform_row<Config>(args, row), chunk * kChunk<E>, values);
-    });
-    sync_block();
-    dct_row<Config>(args).forward(alpha);
+    if (!shape.by_quads) {
+      each_chunk(shape, [&](int row, int chunk) {
+        E values[kChunk<E>];
+        x.load_chunk(row, chunk * kChunk<E>, values);
+        put_time_chunk(plan, transform_row<Config>(args, row), chunk * kChunk<E>, values);
+      });
+      sync_block();
+    }
+    const int own_row = int(threadIdx.x) >> shape.log_threads;
+    dct_row<Config>(args).forward(alpha, shape.by_quads,
+                                  [&](int j, A(&values)[4]) { x.load_quad(own_row, j, values); });
     sync_block();
     each_chunk(shape, [&](int row, int chunk) {
       const int first = chunk * kChunk<E>;
@@ -111,7 +116,7 @@ __global__ void __launch_bounds__(768, 1)
 }
 
 template <class Config>
-__global__ void __launch_bounds__(768, 1)
+__global__ void __launch_bounds__(Config::bounding_threads)
     linear_backward_kernel(const LinearKernelArgs<LinearBackwardArgs> args) {
   using E = typename Config::Element;
   using A = typename Config::Accumulator;
@@ -132,7 +137,12 @@ __global__ void __launch_bounds__(768, 1)
           plan, chunk * kChunk<E>, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
     });
     sync_block();
-    dct_row<Config>(args).adjoint();
+    const int own_row = int(threadIdx.x) >> shape.log_threads;
+    dct_row<Config>(args).adjoint(shape.by_quads, [&](int j, const A(&values)[4]) {
+      const A scaled[4] = {alpha * values[0], alpha * values[1], alpha * values[2], alpha * values[3]};
+      dx.store_quad(own_row, j, scaled);
+    });
+    if (shape.by_quads) return;
     sync_block();
     each_chunk(shape, [&](int row, int chunk) {
       const int first = chunk * kChunk<E>;

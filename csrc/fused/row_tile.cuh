@@ -82,6 +82,44 @@ struct RowBlock {
       }
     }
   }
+
+  // Elements 4j .. 4j+3, as DctRow asks for them.
+  __device__ __forceinline__ void load_quad(int row, int j, Accumulator<E> (&values)[4] DCTPS_SITE) const {
+    constexpr int kWide = sizeof(E) == 8 ? 2 : 4;  // elements of one access: 16 bytes, of 2-byte types 8
+    const E* source = data + row * row_stride + 4 * int64_t(j) * stride;
+    const int count = row < rows ? length - 4 * j : 0;
+    if (vectors && count >= 4) {
+#pragma unroll
+      for (int first = 0; first < 4; first += kWide) {
+        const auto pack = load<kWide, Cache::streaming>(source + first DCTPS_AT);
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) values[first + e] = to_accumulator(pack[e]);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) values[e] = e < count ? to_accumulator(load(source + e * stride DCTPS_AT)) : 0;
+    }
+  }
+
+  __device__ __forceinline__ void store_quad(int row, int j, const Accumulator<E> (&values)[4] DCTPS_SITE) const {
+    constexpr int kWide = sizeof(E) == 8 ? 2 : 4;
+    E* target = data + row * row_stride + 4 * int64_t(j) * stride;
+    const int count = row < rows ? length - 4 * j : 0;
+    if (vectors && count >= 4) {
+#pragma unroll
+      for (int first = 0; first < 4; first += kWide) {
+        Pack<E, kWide> pack;
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) pack[e] = from_accumulator<E>(values[first + e]);
+        store<kWide, Cache::streaming>(target + first, pack DCTPS_AT);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (e < count) store(target + e * stride, from_accumulator<E>(values[e]) DCTPS_AT);
+      }
+    }
+  }
 };
 
 // Calls body(e, part) for the elements i + e, 0 <= e < Count, of a row in time order, see time_part.
@@ -96,17 +134,17 @@ __device__ __forceinline__ void each_time_part(const DevicePlan& plan, int i, co
 // The same for frequencies, see frequency_part; where it can, with one look at the table for all.
 template <int Count, class Body>
 __device__ __forceinline__ void each_frequency_part(const DevicePlan& plan, int k, const Body& body) {
-  if (!plan.is_odd && plan.first_radix % Count == 0) {
-    const int step = 2 * plan.first_stride;
+  if (plan.first_radix % Count == 0) {
+    const DevicePass& pass = plan.passes[0];
     if (k < plan.points) {
-      const int first = 2 * frequency_slot(plan, k);
+      const int first = frequency_slot(plan, k);
 #pragma unroll
-      for (int e = 0; e < Count; ++e) body(e, first + e * step);
+      for (int e = 0; e < Count; ++e) body(e, 2 * (first ^ step(pass, e)));
     } else {  // y[q-k] is beside y[k]: downwards, the last one first
-      const int last = 2 * frequency_slot(plan, plan.length - k - Count) + 1;
+      const int last = frequency_slot(plan, plan.length - k - Count);
       body(0, frequency_part(plan, k));
 #pragma unroll
-      for (int e = 1; e < Count; ++e) body(e, last + (Count - e) * step);
+      for (int e = 1; e < Count; ++e) body(e, 2 * (last ^ step(pass, Count - e)) + 1);
     }
     return;
   }

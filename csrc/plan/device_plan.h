@@ -9,8 +9,14 @@
 // transposed steps in reverse order on the same tables. A prime factor above 13 of N: FFT_N by Bluestein's
 // convolution of length `size` >= 2N - 1, whose results are in natural order.
 //
-// Bank conflicts: digit p of a slot has its own stride, padded, so that neither neighbouring n nor neighbouring k
-// fall on one bank: slot(n) = n + sum_i pads[i] * (n >> shifts[i]).
+// Lengths with many factors 2 have shortcuts, because every pass costs a write and a read of shared memory:
+// - starts_paired (N a power of two): Makhoul takes four neighbours x[4j .. 4j+3] to z[j] and z[N-1-j], which the first
+//   pass, if one thread has its columns c and M-1-c, can take from global memory into registers.
+// - ends_paired: the finish of Z[k] and Z[N-k] is done in the registers of the last pass, if one thread has its
+//   columns c and N/R - c.
+//
+// Bank conflicts: the complex value n lies in slot n ^ s(n), where s(n) < 16 is linear over GF(2) in the bits of n, and
+// chosen so that the 16 lanes that shared memory serves at once meet in no bank, in any pass.
 #pragma once
 
 #include <cstdint>
@@ -42,38 +48,43 @@ struct Divisor {
 struct DevicePass {
   int radix = 1;
   int columns = 1;       // M: the product of the radices of later passes
-  int stride = 1;        // between slots whose digit differs by one
   int64_t twiddles = 0;  // offset into DevicePlan::twiddles
+  int steps[4] = {};     // of even radices: slot(M), slot(2M), slot(4M), slot(8M)
   Divisor by_columns;
 };
 
 struct DevicePlan {
-  static constexpr int kMostPasses = 20, kPads = 3;
+  static constexpr int kMostPasses = 20, kSwizzles = 4;
   int length = 1;  // q
   int points = 1;  // N
   int size = 1;    // of the complex transform that the passes make: N, or more for Bluestein
-  int slots = 1;   // complex values that a row takes up, padding included
+  int slots = 1;   // complex values that a row takes up
   int pass_count = 0;
   bool is_odd = false, is_bluestein = false;
-  int pads[kPads] = {}, shifts[kPads] = {};
+  bool starts_paired = false, ends_paired = false;
+  int shifts[kSwizzles] = {}, masks[kSwizzles] = {};
+  int row_shift = 0;  // row r of a tile has its slots exchanged by ^ (r << row_shift & 15)
   DevicePass passes[kMostPasses];
-  // Z[k] is in slot places[k / first_radix] + k % first_radix * first_stride.
-  int first_radix = 1, first_stride = 1;
+  // Z[k] is in slot places[k / first_radix] ^ slot(k % first_radix * passes[0].columns).
+  int first_radix = 1;
   Divisor by_first_radix;
 
   // Tables; complex values of the accumulator's type, {re, im}. All 16-byte aligned.
   const int32_t* places = nullptr;  // [points / first_radix]
-  const void* twiddles =
-      nullptr;  // of a pass: [powers 1, 2, 4, 8 below R][M]: w^(j power), w = e^(-2 pi i / RM)
-  const void* finish = nullptr;    // even q: [N/2 + 1]{a, b}; odd q: [N]; see Finish in dct/dct_kernel.cuh
-  const void* chirp = nullptr;     // Bluestein: [points] e^(-pi i n^2 / N)
-  const void* spectrum = nullptr;  // Bluestein: [size], by slot number before padding
+  const void* twiddles = nullptr;   // of a pass: [powers 1, 2, 4, 8 below R][M]: w^(j power), w = e^(-2 pi i / RM)
+  const void* finish = nullptr;     // even q: [N/2 + 1]{a, b}; odd q: [N]; see Finish in dct/dct_kernel.cuh
+  const void* chirp = nullptr;      // Bluestein: [points] e^(-pi i n^2 / N)
+  const void* spectrum = nullptr;   // Bluestein: [size], by slot number before the exchange
 
   // Slot of the complex value n.
   DCTPS_HOST_DEVICE int slot(int n) const {
-    return n + pads[0] * (n >> shifts[0]) + pads[1] * (n >> shifts[1]) + pads[2] * (n >> shifts[2]);
+    return n ^ (n >> shifts[0] & masks[0]) ^ (n >> shifts[1] & masks[1]) ^ (n >> shifts[2] & masks[2]) ^
+           (n >> shifts[3] & masks[3]);
   }
 };
+
+// Threads of a row: one for every 16 complex values.
+constexpr int kValuesPerThread = 16;
 
 // Without its tables.
 DevicePlan device_plan_layout(int64_t q);

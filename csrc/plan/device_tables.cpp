@@ -1,4 +1,5 @@
 // Makes what device_plan.h describes: chooses radices and padding, fills the tables in double precision.
+#include <algorithm>
 #include <cstring>
 
 #include "plan/device_plan.h"
@@ -10,7 +11,8 @@ namespace {
 constexpr int kOddRadices[] = {3, 5, 7, 11, 13};
 
 // Radices of n, odd ones first, or nothing if a prime factor is too large. A power of two is cut into as few passes
-// of radix <= 16 as possible, the larger ones last: their slots lie closest, and the padding is for powers of two.
+// as possible of which the first and the last have radix 8 at most, as one thread then takes two columns of them at
+// once, and those between 16.
 std::vector<int> radices_of(int64_t n) {
   std::vector<int> result;
   for (int radix : kOddRadices) {
@@ -19,8 +21,11 @@ std::vector<int> radices_of(int64_t n) {
   int log2 = 0;
   for (; n % 2 == 0; n /= 2) ++log2;
   if (n > 1) return {};
-  const int count = (log2 + 3) / 4;
-  for (int i = 0; i < count; ++i) result.push_back(1 << ((log2 + i) / count));
+  const int first = log2 <= 3 ? 0 : log2 <= 5 ? log2 / 2 : 3, last = log2 <= 5 ? log2 - first : 3;
+  const int middle = log2 - first - last, count = (middle + 3) / 4;
+  if (first) result.push_back(1 << first);
+  for (int i = 0; i < count; ++i) result.push_back(1 << ((middle + i) / count));
+  if (last) result.push_back(1 << last);
   return result;
 }
 
@@ -76,12 +81,88 @@ int64_t frequency_at(const DevicePlan& plan, int64_t n) {
   return frequency;
 }
 
+// The number of independent vectors among `vectors`, each a set of bits.
+int rank(std::vector<int> vectors) {
+  int result = 0;
+  for (size_t i = 0; i < vectors.size(); ++i) {
+    if (!vectors[i]) continue;
+    ++result;
+    const int lowest = vectors[i] & -vectors[i];
+    for (size_t j = i + 1; j < vectors.size(); ++j) {
+      if (vectors[j] & lowest) vectors[j] ^= vectors[i];
+    }
+  }
+  return result;
+}
+
+// Sets what DevicePlan::slot exchanges. Shared memory serves 16 lanes at once, each a complex float, without conflict
+// if their slots differ in the low 4 bits: if these, as linear functions of the 4 bits of the lane's number, have rank
+// 4. Wanted for each pass (lanes are its columns, then blocks, then rows of the tile), and rank 4 of 5 bits where the 32
+// lanes of a warp move 4 or 8 neighbouring values each to or from y, 4 bytes at a time. The terms are found by trying,
+// one after the other, each time the one that leaves the least missing. Digits of odd radices lie above the swizzled
+// bits, so that the strides of their passes remain sums.
+void choose_swizzle(DevicePlan& plan) {
+  int tail = 0, lanes = 0;  // bits of the power of two at the end; of the lane's number that are not the row's
+  while (plan.size % (2 << tail) == 0) ++tail;
+  while (lanes < 4 && (kValuesPerThread << lanes) < plan.size) ++lanes;
+  plan.row_shift = lanes;
+  struct Digit {
+    int first, bits;  // where its bits are in n
+  };
+  std::vector<Digit> digits;
+  for (int p = 0; p < plan.pass_count; ++p) {
+    const DevicePass& pass = plan.passes[p];
+    if (pass.radix % 2) continue;
+    Digit digit{0, 0};
+    while (1 << digit.first < pass.columns) ++digit.first;
+    while (1 << digit.bits < pass.radix) ++digit.bits;
+    digits.push_back(digit);
+  }
+  std::vector<int> order;  // where bit i of k is in n
+  for (const Digit& digit : digits) {
+    for (int i = 0; i < digit.bits; ++i) order.push_back(digit.first + i);
+  }
+
+  std::vector<std::vector<int>> patterns;  // bits of n that differ between the lanes
+  for (size_t p = 0; p + 1 < digits.size(); ++p) {
+    std::vector<int> columns;
+    for (int i = 0; i < tail; ++i) {
+      if (i < digits[p].first || i >= digits[p].first + digits[p].bits) columns.push_back(i);
+    }
+    patterns.push_back(columns);
+  }
+  patterns.push_back(order);
+  for (auto& pattern : patterns) pattern.resize(std::min(pattern.size(), size_t(lanes)));
+  for (size_t first : {size_t(2), size_t(3)}) {
+    if (order.size() >= first + 5) patterns.emplace_back(order.begin() + long(first), order.begin() + long(first) + 5);
+  }
+  auto missing = [&] {
+    int result = 0;
+    for (const auto& pattern : patterns) {
+      std::vector<int> vectors;
+      for (int bit : pattern) vectors.push_back(plan.slot(1 << bit) & 15);
+      for (int bit = int(pattern.size()); bit < 4; ++bit) vectors.push_back(1 << bit);  // of the row
+      result += 4 - rank(vectors);
+    }
+    return result;
+  };
+  int least = missing();
+  for (int term = 0; term < DevicePlan::kSwizzles && least > 0; ++term) {
+    int best_shift = 0, best_mask = 0;
+    for (int shift = 1; shift < tail; ++shift) {
+      for (int mask = 1; mask < 16; ++mask) {
+        if ((mask << shift) >> tail) continue;
+        plan.shifts[term] = shift, plan.masks[term] = mask;
+        const int now = missing();
+        if (now < least) least = now, best_shift = shift, best_mask = mask;
+      }
+    }
+    plan.shifts[term] = best_shift, plan.masks[term] = best_mask;
+  }
+}
+
 }  // namespace
 
-// Everything but the tables. Rule for the strides: shared memory has 16 banks of one complex float. The
-// innermost stride is 1. The next one would be the last radix, 8 or 16: one more makes it odd. The strides above are
-// made odd too, or 2 above a radix 8, so that 8 neighbours and the next 8 interleave. Only strides that are powers of
-// two need this. tests/test_cuda_kernels.py counts the conflicts.
 DevicePlan device_plan_layout(int64_t q) {
   DevicePlan plan;
   plan.length = int(q);
@@ -92,31 +173,33 @@ DevicePlan device_plan_layout(int64_t q) {
   plan.is_bluestein = radices.empty() && points > 1;
   plan.size = int(plan.is_bluestein ? convolution_length(points) : points);
   if (plan.is_bluestein) radices = radices_of(plan.size);
+  plan.slots = (plan.size + 15) / 16 * 16;
   plan.pass_count = int(radices.size());
 
   int64_t columns = 1;
-  int pads = 0;
   for (int p = plan.pass_count - 1; p >= 0; --p) {
     DevicePass& pass = plan.passes[p];
     pass.radix = radices[size_t(p)];
     pass.columns = int(columns);
     pass.by_columns = Divisor(uint32_t(columns));
-    const bool is_power = (columns & (columns - 1)) == 0;
-    if (columns > 1 && is_power && pads < DevicePlan::kPads) {
-      plan.shifts[pads] = 0;
-      while (int64_t(1) << plan.shifts[pads] < columns) ++plan.shifts[pads];
-      plan.pads[pads] = pads > 0 && pass.radix == 8 ? 2 : 1;
-      ++pads;
-    }
-    pass.stride = plan.slot(int(columns));
     columns *= pass.radix;
   }
-  plan.slots = plan.slot(plan.size - 1) + 1;
-  if (plan.pass_count && !plan.is_bluestein) {  // otherwise places in natural order
-    plan.first_radix = plan.passes[0].radix;
-    plan.first_stride = plan.passes[0].stride;
+  const bool is_even_fft = !plan.is_odd && !plan.is_bluestein;
+  const bool is_power = (points & (points - 1)) == 0;
+  if (plan.pass_count >= 2 && is_even_fft) {
+    const DevicePass &first = plan.passes[0], &last = plan.passes[plan.pass_count - 1];
+    plan.starts_paired = is_power;
+    plan.ends_paired = last.radix % 2 == 0 && points / last.radix % 2 == 0;
+    if (is_power) plan.first_radix = first.radix;
   }
   plan.by_first_radix = Divisor(uint32_t(plan.first_radix));
+  choose_swizzle(plan);
+  for (int p = 0; p < plan.pass_count; ++p) {
+    DevicePass& pass = plan.passes[p];
+    for (int i = 0; pass.radix % 2 == 0 && 1 << i < pass.radix; ++i) {
+      pass.steps[i] = plan.slot(pass.columns << i);
+    }
+  }
   return plan;
 }
 
