@@ -186,13 +186,21 @@ class SharedRow {
     return {pack[0], pack[1]};
   }
   __device__ __forceinline__ void put(int slot, ComplexValue<A> z DCTPS_SITE) const {
-    parts_.template store<2>(2 * slot ^ exchange_, {{z.re, z.im}} DCTPS_AT);
+    parts_.template store<2>(2 * slot ^ exchange_, {
+      {
+        z.re, z.im
+      }
+    } DCTPS_AT);
   }
   __device__ __forceinline__ A get_part(int part DCTPS_SITE) const {
     return parts_.template load<1>(part ^ exchange_ DCTPS_AT)[0];
   }
   __device__ __forceinline__ void put_part(int part, A value DCTPS_SITE) const {
-    parts_.template store<1>(part ^ exchange_, {{value}} DCTPS_AT);
+    parts_.template store<1>(part ^ exchange_, {
+      {
+        value
+      }
+    } DCTPS_AT);
   }
 
  private:
@@ -209,7 +217,12 @@ class GlobalRow {
     return load_complex<A>(parts_, slot DCTPS_AT);
   }
   __device__ __forceinline__ void put(int slot, ComplexValue<A> z DCTPS_SITE) const {
-    store<2>(parts_ + 2 * int64_t(slot), Pack<A, 2>{{z.re, z.im}} DCTPS_AT);
+    store<2>(
+        parts_ + 2 * int64_t(slot), Pack<A, 2> {
+          {
+            z.re, z.im
+          }
+        } DCTPS_AT);
   }
   __device__ __forceinline__ A get_part(int part DCTPS_SITE) const { return load(parts_ + part DCTPS_AT); }
   __device__ __forceinline__ void put_part(int part, A value DCTPS_SITE) const {
@@ -234,6 +247,15 @@ __device__ __forceinline__ int frequency_slot(const DevicePlan& plan, int k DCTP
   const int group = int(plan.by_first_radix.quotient(uint32_t(k)));
   return load(plan.places + group DCTPS_AT) ^
          plan.slot((k - group * plan.first_radix) * plan.passes[0].columns);
+}
+
+// The same value, but the compiler does not know that: it computes addresses a second time where it would otherwise keep
+// those of 16 loads in registers until the stores.
+__device__ __forceinline__ int forgotten(int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
 }
 
 // How far digit r of a pass of even radix takes a slot, by ^.
@@ -335,7 +357,8 @@ class DctRow {
   struct Finish {
     ComplexValue<A> a, b;
     __device__ __forceinline__ Finish(const DevicePlan& plan, int k)
-        : a(load_complex<A>(plan.finish, 2 * int64_t(k))), b(load_complex<A>(plan.finish, 2 * int64_t(k) + 1)) {}
+        : a(load_complex<A>(plan.finish, 2 * int64_t(k))),
+          b(load_complex<A>(plan.finish, 2 * int64_t(k) + 1)) {}
 
     // (Z[k], Z[N-k]) -> (y[k] + i y[q-k], y[N-k] + i y[N+k]) alpha, for 0 < k < N/2.
     __device__ __forceinline__ void forward(ComplexValue<A>& z, ComplexValue<A>& mirrored, A alpha) const {
@@ -355,7 +378,8 @@ class DctRow {
     // The transpose of `forward`; gives z and mirrored exchanged.
     __device__ __forceinline__ void adjoint(ComplexValue<A>& y, ComplexValue<A>& mirrored) const {
       constexpr A eighth = A(cosine_of_turns(1, 8));
-      const ComplexValue<A> difference{eighth * (mirrored.re + mirrored.im), eighth * (mirrored.im - mirrored.re)};
+      const ComplexValue<A> difference{eighth * (mirrored.re + mirrored.im),
+                                       eighth * (mirrored.im - mirrored.re)};
       transposed(conj(y), difference, y, mirrored);
       y = exchanged(y);
       mirrored = exchanged(mirrored);
@@ -429,7 +453,7 @@ class DctRow {
   __device__ __forceinline__ void finish_paired(A alpha) const {
     const int columns = plan_.points / R;
     each(columns / 2, [&](int i) {
-      const int low = frequency_slot(plan_, i), high = frequency_slot(plan_, i ? columns - i : columns / 2);
+      int low = frequency_slot(plan_, i), high = frequency_slot(plan_, i ? columns - i : columns / 2);
       ComplexValue<A> v[R], w[R];
 #pragma unroll
       for (int r = 0; r < R; ++r) v[r] = row_.get(low ^ r), w[r] = row_.get(high ^ r);
@@ -442,6 +466,7 @@ class DctRow {
           Finish(plan_, columns - i + columns * r).forward(w[r], v[R - 1 - r], alpha);
         }
       }
+      low = forgotten(low), high = forgotten(high);
 #pragma unroll
       for (int r = 0; r < R; ++r) row_.put(low ^ r, v[r]), row_.put(high ^ r, w[r]);
     });
@@ -455,7 +480,7 @@ class DctRow {
     each_unpaired<R>([&](int k) { start(k); });
     sync_warp();
     each(columns / 2, [&](int i) {
-      const int low = frequency_slot(plan_, i), high = frequency_slot(plan_, i ? columns - i : columns / 2);
+      int low = frequency_slot(plan_, i), high = frequency_slot(plan_, i ? columns - i : columns / 2);
       ComplexValue<A> v[R], w[R];
 #pragma unroll
       for (int r = 0; r < R; ++r) v[r] = row_.get(low ^ r), w[r] = row_.get(high ^ r);
@@ -468,6 +493,7 @@ class DctRow {
       }
       dft(v);
       dft(w);
+      low = forgotten(low), high = forgotten(high);
 #pragma unroll
       for (int r = 0; r < R; ++r) row_.put(low ^ r, v[r]), row_.put(high ^ r, w[r]);
     });
@@ -550,7 +576,8 @@ class DctRow {
   __device__ __forceinline__ void convolve() const {
     each(plan_.size, [&](int n) {
       const int slot = plan_.slot(n);
-      row_.put(slot, n < plan_.points ? row_.get(slot) * load_complex<A>(plan_.chirp, n) : ComplexValue<A>{0, 0});
+      row_.put(slot,
+               n < plan_.points ? row_.get(slot) * load_complex<A>(plan_.chirp, n) : ComplexValue<A>{0, 0});
     });
     sync();
     passes<false>(0, plan_.pass_count);
@@ -612,7 +639,7 @@ class DctRow {
     each(plan_.size / R, [&](int i) {
       const int block = int(pass.by_columns.quotient(uint32_t(i)));
       const int column = i - block * pass.columns;
-      const int base = plan_.slot(block * R * pass.columns + column);
+      int base = plan_.slot(block * R * pass.columns + column);
       auto slot = [&](int r) { return R % 2 ? base + r * pass.columns : base ^ step(pass, r); };
       ComplexValue<A> v[R];
 #pragma unroll
@@ -620,6 +647,7 @@ class DctRow {
       if (Adjoint && pass.columns > 1) turn_all(v, twiddles + 2 * column, pass.columns);
       dft(v);
       if (!Adjoint && pass.columns > 1) turn_all(v, twiddles + 2 * column, pass.columns);
+      base = forgotten(base);
 #pragma unroll
       for (int r = 0; r < R; ++r) row_.put(slot(r), v[r]);
     });

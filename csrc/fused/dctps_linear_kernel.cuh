@@ -12,8 +12,9 @@ struct LinearConfig {
   // Whether the rows being transformed are in shared memory; otherwise in global scratch memory.
   static constexpr bool in_shared = in_shared_;
   static constexpr int most_threads = 512;
-  // What the compiler is told instead, so that it takes no more than 80 registers a thread, 128 in double.
-  static constexpr int bounding_threads = sizeof(Accumulator) == 8 ? 512 : 768;
+  // What the compiler is told instead, so that it takes no more than 80 registers a thread, 128 in double and where few
+  // threads run anyway.
+  static constexpr int bounding_threads = sizeof(Accumulator) == 4 && in_shared ? 768 : 512;
 };
 
 // How a launch cuts the batch into tiles: rule in dctps_linear_cuda.cu.
@@ -127,9 +128,11 @@ __global__ void __launch_bounds__(Config::bounding_threads)
 
   each_tile(shape, [&](int64_t tile) {
     const int64_t base = tile << shape.log_rows;
-    const RowBlock<E> dy(layer.dy, base, layer.rows, shape.log_rows, layer.m, shape.input_vectors);
-    const RowBlock<E> dx(layer.dx, base, layer.rows, shape.log_rows, layer.n, shape.output_vectors);
+    auto dx_rows = [&] {  // when needed: registers are short
+      return RowBlock<E>(layer.dx, base, layer.rows, shape.log_rows, layer.n, shape.output_vectors);
+    };
     each_chunk(shape, [&](int row, int chunk) {
+      const RowBlock<E> dy(layer.dy, base, layer.rows, shape.log_rows, layer.m, shape.input_vectors);
       E values[kChunk<E>];
       dy.load_chunk(row, chunk * kChunk<E>, values);
       const auto start = transform_row<Config>(args, row);
@@ -137,14 +140,15 @@ __global__ void __launch_bounds__(Config::bounding_threads)
           plan, chunk * kChunk<E>, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
     });
     sync_block();
-    const int own_row = int(threadIdx.x) >> shape.log_threads;
     dct_row<Config>(args).adjoint(shape.by_quads, [&](int j, const A(&values)[4]) {
+      const int own_row = int(threadIdx.x) >> shape.log_threads;
       const A scaled[4] = {alpha * values[0], alpha * values[1], alpha * values[2], alpha * values[3]};
-      dx.store_quad(own_row, j, scaled);
+      dx_rows().store_quad(own_row, j, scaled);
     });
     if (shape.by_quads) return;
     sync_block();
     each_chunk(shape, [&](int row, int chunk) {
+      const RowBlock<E> dx = dx_rows();
       const int first = chunk * kChunk<E>;
       if (row >= dx.rows || first >= dx.length) return;
       A result[kChunk<E>];

@@ -1,5 +1,7 @@
-// How the linear kernels move a tile of rows between global memory, the transform's rows in shared memory, and a copy
-// for the sparse product.
+// How the linear kernels move a tile of rows between global memory and the rows that are transformed. The fused sparse
+// part reads x from its own RowTile (sparse/sparse_kernel.cuh), from which DctRow::forward can take x too (its `quad`),
+// and reads or adds to results at DctRow's parts: frequency_part (y), time_part<true> (dx), one by one or by
+// each_frequency_part and get_time_chunk, behind a barrier of the block.
 #pragma once
 
 #include "dct/dct_kernel.cuh"
@@ -10,23 +12,6 @@ namespace dctps {
 // Elements of a row that one thread moves at once: 16 bytes, and at least the four that Makhoul's order pairs up.
 template <class E>
 constexpr int kChunk = sizeof(E) < 4 ? 16 / int(sizeof(E)) : 4;
-
-// The untransformed rows of a tile, for products with a sparse matrix: element i of row r is data[index(r, i)]. The rows
-// are interleaved, all of them side by side for each i, so that one access serves all. Neighbouring i are exchanged
-// by a rule that spreads over the banks what the threads of a warp store at once.
-template <class E>
-struct RowTile {
-  Shared<E> data;
-  int log_rows;
-
-  __device__ RowTile(Shared<E> data, int log_rows) : data(data), log_rows(log_rows) {}
-  static int64_t elements(int64_t length, int log_rows) { return (length + 7) / 8 * 8 << log_rows; }
-  __device__ __forceinline__ int index(int row, int i) const {
-    constexpr int kLog = sizeof(E) == 2 ? 3 : 2;  // of kChunk
-    // Bits of the chunk's number that tell apart those which would meet in a bank.
-    return ((i ^ ((i >> (kLog + max(3 - log_rows, 0))) & 3)) << log_rows) + row;
-  }
-};
 
 // Rows base .. base + rows - 1 of a matrix; `vectors`: chunks may be moved as 16 bytes.
 template <class E>
@@ -97,11 +82,13 @@ struct RowBlock {
       }
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) values[e] = e < count ? to_accumulator(load(source + e * stride DCTPS_AT)) : 0;
+      for (int e = 0; e < 4; ++e)
+        values[e] = e < count ? to_accumulator(load(source + e * stride DCTPS_AT)) : 0;
     }
   }
 
-  __device__ __forceinline__ void store_quad(int row, int j, const Accumulator<E> (&values)[4] DCTPS_SITE) const {
+  __device__ __forceinline__ void store_quad(int row, int j,
+                                             const Accumulator<E> (&values)[4] DCTPS_SITE) const {
     constexpr int kWide = sizeof(E) == 8 ? 2 : 4;
     E* target = data + row * row_stride + 4 * int64_t(j) * stride;
     const int count = row < rows ? length - 4 * j : 0;

@@ -71,10 +71,11 @@ struct DevicePlan {
 
   // Tables; complex values of the accumulator's type, {re, im}. All 16-byte aligned.
   const int32_t* places = nullptr;  // [points / first_radix]
-  const void* twiddles = nullptr;   // of a pass: [powers 1, 2, 4, 8 below R][M]: w^(j power), w = e^(-2 pi i / RM)
-  const void* finish = nullptr;     // even q: [N/2 + 1]{a, b}; odd q: [N]; see Finish in dct/dct_kernel.cuh
-  const void* chirp = nullptr;      // Bluestein: [points] e^(-pi i n^2 / N)
-  const void* spectrum = nullptr;   // Bluestein: [size], by slot number before the exchange
+  const void* twiddles =
+      nullptr;  // of a pass: [powers 1, 2, 4, 8 below R][M]: w^(j power), w = e^(-2 pi i / RM)
+  const void* finish = nullptr;    // even q: [N/2 + 1]{a, b}; odd q: [N]; see Finish in dct/dct_kernel.cuh
+  const void* chirp = nullptr;     // Bluestein: [points] e^(-pi i n^2 / N)
+  const void* spectrum = nullptr;  // Bluestein: [size], by slot number before the exchange
 
   // Slot of the complex value n.
   DCTPS_HOST_DEVICE int slot(int n) const {

@@ -102,7 +102,8 @@ int rank(std::vector<int> vectors) {
 // one after the other, each time the one that leaves the least missing. Digits of odd radices lie above the swizzled
 // bits, so that the strides of their passes remain sums.
 void choose_swizzle(DevicePlan& plan) {
-  int tail = 0, lanes = 0;  // bits of the power of two at the end; of the lane's number that are not the row's
+  int tail = 0,
+      lanes = 0;  // bits of the power of two at the end; of the lane's number that are not the row's
   while (plan.size % (2 << tail) == 0) ++tail;
   while (lanes < 4 && (kValuesPerThread << lanes) < plan.size) ++lanes;
   plan.row_shift = lanes;
@@ -134,7 +135,8 @@ void choose_swizzle(DevicePlan& plan) {
   patterns.push_back(order);
   for (auto& pattern : patterns) pattern.resize(std::min(pattern.size(), size_t(lanes)));
   for (size_t first : {size_t(2), size_t(3)}) {
-    if (order.size() >= first + 5) patterns.emplace_back(order.begin() + long(first), order.begin() + long(first) + 5);
+    if (order.size() >= first + 5)
+      patterns.emplace_back(order.begin() + long(first), order.begin() + long(first) + 5);
   }
   auto missing = [&] {
     int result = 0;
