@@ -1,5 +1,6 @@
-// The rules of the linear kernels on a GPU: rows and threads per block, how sums over the batch are cut. Torch-free and
-// CUDA-free. What bits depend on (threads, chunks, sections) follows from the shape alone; the constants are an H200's.
+// The rules of linear layers with a sparse part on a GPU: fused with the DCT or separate, rows and threads of a block,
+// how sums over the batch are cut. Torch-free and CUDA-free. What bits depend on (threads, chunks, sections) follows from
+// the shape alone. Nothing here was measured: the constants are counts, and where they stand for a device, an H200's.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +10,10 @@
 namespace dctps {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Threads of a block whose lines (outputs of a row) are dealt out to them: about four each.
-inline int threads_for_lines(int64_t lines) {
-  int threads = 64;
-  while (threads < 512 && threads * 4 < lines) threads *= 2;
-  return threads;
+inline int ceil_log2(int64_t value) {
+  int log = 0;
+  while (int64_t(1) << log < value) ++log;
+  return log;
 }
 
 // How the backward pass sums over the batch: the rows in chunks, each summed row by row by one block (or, where chunks
@@ -22,39 +21,97 @@ inline int threads_for_lines(int64_t lines) {
 struct ChunkedSums {
   static constexpr int64_t kMultiprocessors = 132, kMostWaves = 4;
   static constexpr int64_t kFewestRows = 4;
-  // Writing and reading a chunk's sums may cost this share of moving x, dy and dx ...
+  // Writing and reading the chunks' sums may cost this share of moving x, dy and dx, beyond what keeps the device busy ...
   static constexpr int64_t kTrafficShare = 8;
-  // ... and all of them together this much memory.
+  // ... and they may take this much memory.
   static constexpr int64_t kMostBytes = int64_t(128) << 20;
+  static constexpr int64_t kFewestColumns = 256;  // of a section
 
   int64_t chunks, chunk_rows;
   int sections;
 
-  // Of `rows` rows with `row_bytes` to move each; a chunk has `sums` sums of `sum_bytes` each, over `lines` columns.
-  ChunkedSums(int64_t rows, int64_t row_bytes, int64_t sums, int64_t sum_bytes, int64_t lines) {
-    const int64_t bytes = (sums > 0 ? sums : 1) * sum_bytes;
-    const int64_t cheap = rows * row_bytes / (2 * kTrafficShare * bytes) / kMultiprocessors;
-    int64_t most = kMultiprocessors * (cheap < 1 ? 1 : cheap > kMostWaves ? kMostWaves : cheap);
-    if (most > kMostBytes / bytes) most = kMostBytes / bytes;
+  // Of `rows` rows, for each of which row_bytes are moved; a chunk's sums take chunk_bytes.
+  ChunkedSums(int64_t rows, int64_t row_bytes, int64_t chunk_bytes, int64_t columns) {
+    const int64_t waves = rows * row_bytes / (2 * kTrafficShare * chunk_bytes) / kMultiprocessors;
+    int64_t most = kMultiprocessors * (waves < 1 ? 1 : waves > kMostWaves ? kMostWaves : waves);
+    if (most > kMostBytes / chunk_bytes) most = kMostBytes / chunk_bytes;
     if (most < 1) most = 1;
     chunk_rows = ceil_div(ceil_div(rows, most), kFewestRows) * kFewestRows;
     chunks = ceil_div(rows, chunk_rows);
-    const int64_t wanted = ceil_div(2 * kMultiprocessors, chunks), possible = ceil_div(lines, 256);
-    sections = chunks >= kMultiprocessors ? 1 : int(wanted < possible ? wanted : possible);
+    const int64_t wanted = ceil_div(2 * kMultiprocessors, chunks), possible = ceil_div(columns, kFewestColumns);
+    sections = chunks >= kMultiprocessors / 2 ? 1 : int(wanted < possible ? wanted : possible);
   }
 };
 
-// Rows of a tile that holds `row_bytes` for each: the most that leave room for two blocks on a multiprocessor and keep
-// all of these busy; 0 where not even one row fits. `extra_bytes` go to a block whatever its rows.
-inline int rows_per_block(int64_t rows, int most, int64_t row_bytes, int64_t extra_bytes, bool needs_all_busy,
-                          const DeviceLimits& limits) {
-  constexpr int64_t kReserved = 1024;  // of shared memory, by the system for each block
-  for (int r = most; r > 1; r /= 2) {
-    const bool fits = r * row_bytes + extra_bytes + kReserved <= limits.shared_bytes_per_sm / 2 &&
-                      r * row_bytes + extra_bytes <= limits.shared_bytes_per_block;
-    if (fits && (!needs_all_busy || ceil_div(rows, r) >= 2 * limits.sm_count)) return r;
+// What the rule is asked about.
+struct LayerWork {
+  int64_t rows;
+  int64_t size;              // q: max(m, n)
+  int64_t most_rows;         // of a block
+  int64_t tile_bytes;        // of a row, for the sparse product
+  int64_t transform_bytes;   // of a row; 0: no DCT part
+  int64_t transform_points;  // complex values of a row's transform
+  int64_t extra_bytes;       // of shared memory, whatever the rows
+  int64_t fused_bytes;       // of global memory that a row moves, fused ...
+  int64_t separate_bytes;    // ... and in two passes
+  int64_t csr_bytes;         // that a block reads and writes for S, whatever its rows
+  int64_t rows_in_turn;      // a block takes that many rows in turn, which keeps the device busy; 0: one tile of rows
+  bool can_fuse;
+};
+
+struct LayerRule {
+  static constexpr int64_t kReserved = 1024;  // shared memory that the system takes for each block
+  static constexpr int kValuesPerThread = 16;
+  static constexpr int kFewestThreads = 64, kMostThreads = 512;
+
+  bool fused;
+  int rows;             // of a block at a time; 0: one that does not fit shared memory
+  int threads;          // of a block
+  int log_row_threads;  // fused: threads of a row's transform
+  int turns;            // of RowSums: classes / threads
+
+  LayerRule(const LayerWork& work, const DeviceLimits& limits) {
+    // A thread for about four columns: it is also the number of classes in RowSums.
+    int log_classes = ceil_log2((work.size + 3) / 4);
+    while (1 << log_classes < kFewestThreads) ++log_classes;
+    while (1 << log_classes > kMostThreads) --log_classes;
+    const int classes = 1 << log_classes;
+
+    // A thread for every 16 values of a row, as far as four rows still find threads, or, of long rows, as many as fit.
+    log_row_threads = ceil_log2(ceil_div(work.transform_points, kValuesPerThread));
+    const int log_fitting = ceil_log2((work.size + 1) / 2 / kValuesPerThread);
+    const int log_most = log_fitting > log_classes - 2 ? log_fitting : log_classes - 2;
+    if (log_row_threads > log_most) log_row_threads = log_most;
+    if (log_row_threads > log_classes) log_row_threads = log_classes;
+    while (work.most_rows << log_row_threads < classes) ++log_row_threads;
+
+    const int fused_rows =
+        work.can_fuse && work.transform_bytes > 0
+            ? fitting_rows(classes >> log_row_threads, work.tile_bytes + work.transform_bytes, work, limits)
+            : 0;
+    const int separate_rows = fitting_rows(int(work.most_rows), work.tile_bytes, work, limits);
+    // S is read again for every block: with its share, the form that moves fewer bytes.
+    fused = fused_rows > 0 && work.fused_bytes + work.csr_bytes / fused_rows <=
+                                  work.separate_bytes + work.csr_bytes / (separate_rows > 0 ? separate_rows : 1);
+    rows = fused ? fused_rows : separate_rows;
+    // A small batch: fewer rows a block, so that there are two blocks for every multiprocessor.
+    while (rows > 1 && (work.rows_in_turn ? rows > work.rows_in_turn
+                                          : ceil_div(work.rows, rows) < 2 * limits.sm_count)) {
+      rows /= 2;
+    }
+    threads = fused ? rows << log_row_threads : classes;
+    turns = classes / threads;
   }
-  return row_bytes + extra_bytes <= limits.shared_bytes_per_block ? 1 : 0;
-}
+
+ private:
+  // The most rows, a power of two, that leave room for two blocks on a multiprocessor; or one; or none.
+  static int fitting_rows(int most, int64_t row_bytes, const LayerWork& work, const DeviceLimits& limits) {
+    for (int r = most; r > 1; r /= 2) {
+      const int64_t bytes = r * row_bytes + work.extra_bytes;
+      if (2 * (bytes + kReserved) <= limits.shared_bytes_per_sm && bytes <= limits.shared_bytes_per_block) return r;
+    }
+    return row_bytes + work.extra_bytes <= limits.shared_bytes_per_block ? 1 : 0;
+  }
+};
 
 }  // namespace dctps

@@ -1,7 +1,4 @@
-// How the linear kernels move a tile of rows between global memory and the rows that are transformed. The fused sparse
-// part reads x from its own RowTile (sparse/sparse_kernel.cuh), from which DctRow::forward can take x too (its `quad`),
-// and reads or adds to results at DctRow's parts: frequency_part (y), time_part<true> (dx), one by one or by
-// each_frequency_part and get_time_chunk, behind a barrier of the block.
+// How the linear kernels move a tile of rows between global memory and the transform's rows in shared memory.
 #pragma once
 
 #include "dct/dct_kernel.cuh"
@@ -82,13 +79,11 @@ struct RowBlock {
       }
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        values[e] = e < count ? to_accumulator(load(source + e * stride DCTPS_AT)) : 0;
+      for (int e = 0; e < 4; ++e) values[e] = e < count ? to_accumulator(load(source + e * stride DCTPS_AT)) : 0;
     }
   }
 
-  __device__ __forceinline__ void store_quad(int row, int j,
-                                             const Accumulator<E> (&values)[4] DCTPS_SITE) const {
+  __device__ __forceinline__ void store_quad(int row, int j, const Accumulator<E> (&values)[4] DCTPS_SITE) const {
     constexpr int kWide = sizeof(E) == 8 ? 2 : 4;
     E* target = data + row * row_stride + 4 * int64_t(j) * stride;
     const int count = row < rows ? length - 4 * j : 0;

@@ -1,11 +1,10 @@
-// The sparse parts of the linear kernels on a GPU: a few rows of the batch interleaved in shared memory, products with the
-// rows of S and with its columns, the gradients of its values. The phases here are those of the fused kernels and of the
-// separate ones; what they are given of the DCT part is an `Offset`.
+// The sparse part of the linear kernels on a GPU: rows of the batch interleaved in shared memory, products with the rows
+// of S and with its columns, the gradients of its values, sums over the batch.
 //
 // Order of sums. A row of S (a column, for the transpose) of up to `long_line` entries is summed by one thread in the
 // order of its entries, a longer one by a warp in 32 strided partial sums and a fixed tree. `long_line` follows from the
 // shape, so bits depend neither on the rows per block nor on the device. Sums over the batch run through the rows of a
-// chunk in their order, chunks are added up in order: see ChunkedSums.
+// chunk in their order, chunks are added up in order: see ChunkedSums in fused/linear_rule.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,51 +14,15 @@
 
 #include "common/vec.cuh"
 #include "fused/dctps_linear.h"
+#include "fused/row_tile.cuh"
 
 namespace dctps {
-
-constexpr int kMostThreads = 512;  // of a block: 128 registers each
-
-// Elements of one 16-byte access.
-template <class E>
-constexpr int kWide = 16 / int(sizeof(E));
 
 // N values in registers.
 template <class A, int N>
 struct Values {
   A of[N] = {};
 };
-
-// ------------------------------------------------------------------------------------ rows in global memory
-
-// Row b of a matrix is data[b * row_stride + i * stride]. `wide`: rows start on 16 bytes and stride is 1.
-template <class E>
-struct RowsView {
-  E* data;
-  int64_t row_stride, stride;
-  bool wide;
-
-  explicit RowsView(const Rows& rows)
-      : data(static_cast<E*>(rows.data)),
-        row_stride(rows.row_stride),
-        stride(rows.stride),
-        wide(rows.stride == 1 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 &&
-             rows.row_stride * int64_t(sizeof(E)) % 16 == 0) {}
-
-  __device__ E* at(int64_t row, int i) const { return data + row * row_stride + i * stride; }
-};
-
-// The elements i .. i + kWide - 1 of a row, those from `size` on zero.
-template <class E>
-__device__ __forceinline__ Pack<E, kWide<E>> load_wide(const RowsView<const E>& rows, int64_t row, int i, int size) {
-  if (rows.wide && i + kWide<E> <= size) return load<kWide<E>>(rows.at(row, i));
-  Pack<E, kWide<E>> pack{};
-#pragma unroll
-  for (int e = 0; e < kWide<E>; ++e) {
-    if (i + e < size) pack[e] = load(rows.at(row, i + e));
-  }
-  return pack;
-}
 
 // ------------------------------------------------------------------------------------ a tile of rows
 
@@ -69,35 +32,25 @@ template <class E, int R>
 class RowTile {
  public:
   using A = Accumulator<E>;
-  static constexpr int kPack = R < kWide<E> ? R : kWide<E>, kPlanes = R / kPack;
+  static constexpr int kRows = R, kLogRows = R == 1 ? 0 : R == 2 ? 1 : R == 4 ? 2 : 3;
+  static constexpr int kPack = R * int(sizeof(E)) < 16 ? R : 16 / int(sizeof(E)), kPlanes = R / kPack;
+  static_assert(R == 1 << kLogRows, "RowTile: 1, 2, 4 or 8 rows, as a thread keeps the sums of all of them");
 
-  static __host__ __device__ int padded(int size) { return (size + kWide<E> - 1) / kWide<E> * kWide<E>; }
+  static __host__ __device__ int padded(int size) { return (size + kChunk<E> - 1) / kChunk<E> * kChunk<E>; }
   static __host__ __device__ int64_t bytes(int size) { return int64_t(padded(size)) * R * int64_t(sizeof(E)); }
 
-  __device__ RowTile(Shared<E> data, int size) : data_(data), plane_(padded(size) * kPack), size_(size) {}
+  __device__ RowTile(Shared<E> data, int size) : data_(data), size_(padded(size)) {}
 
-  // Fills it with the rows first .. first + R - 1, those from `rows` on as zeros. A barrier must follow.
-  __device__ void fill(const RowsView<const E>& from, int64_t first, int64_t rows) const {
-    for (int i = int(threadIdx.x) * kWide<E>; i < size_; i += int(blockDim.x) * kWide<E>) {
-      Pack<E, kWide<E>> in[R];
+  // Fills it with a block's rows, with zeros where there are none, and calls also(i, values[R][kChunk]) for its chunks
+  // and those that follow up to `end`. A barrier must follow.
+  template <class Also>
+  __device__ __forceinline__ void fill(const RowBlock<E>& from, int end, const Also& also) {
+    for (int i = int(threadIdx.x) * kChunk<E>; i < max(size_, end); i += int(blockDim.x) * kChunk<E>) {
+      E in[R][kChunk<E>];
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        in[r] = first + r < rows ? load_wide(from, first + r, i, size_) : Pack<E, kWide<E>>{};
-      }
-      if constexpr (R == 1) {
-        data_.template store<kWide<E>>(i, in[0]);
-      } else {
-#pragma unroll
-        for (int e = 0; e < kWide<E>; ++e) {
-#pragma unroll
-          for (int p = 0; p < kPlanes; ++p) {
-            Pack<E, kPack> out;
-#pragma unroll
-            for (int r = 0; r < kPack; ++r) out[r] = in[p * kPack + r][e];
-            data_.template store<kPack>(p * plane_ + place(i + e), out);
-          }
-        }
-      }
+      for (int r = 0; r < R; ++r) from.load_chunk(r, i, in[r]);
+      also(i, in);
+      if (i < size_) put(i, in);
     }
   }
 
@@ -106,7 +59,7 @@ class RowTile {
     Values<A, R> values;
 #pragma unroll
     for (int p = 0; p < kPlanes; ++p) {
-      const auto in = data_.template load<kPack>(p * plane_ + place(i));
+      const auto in = data_.template load<kPack>((p * size_ + place(i)) * kPack);
 #pragma unroll
       for (int r = 0; r < kPack; ++r) values.of[p * kPack + r] = to_accumulator(in[r]);
     }
@@ -114,15 +67,38 @@ class RowTile {
   }
 
  private:
-  // Neighbouring threads of fill() store kWide elements apart, which without this would be in the same few banks.
+  __device__ __forceinline__ void put(int i, const E (&in)[R][kChunk<E>]) const {
+    if constexpr (R == 1) {
+      constexpr int kWide = 16 / int(sizeof(E));
+#pragma unroll
+      for (int first = 0; first < kChunk<E>; first += kWide) {
+        Pack<E, kWide> out;
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) out[e] = in[0][first + e];
+        data_.template store<kWide>(i + first, out);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kChunk<E>; ++e) {
+#pragma unroll
+        for (int p = 0; p < kPlanes; ++p) {
+          Pack<E, kPack> out;
+#pragma unroll
+          for (int r = 0; r < kPack; ++r) out[r] = in[p * kPack + r][e];
+          data_.template store<kPack>((p * size_ + place(i + e)) * kPack, out);
+        }
+      }
+    }
+  }
+
+  // Neighbouring threads of fill() store a chunk apart, which without this exchange would be in the same few banks.
   static __device__ __forceinline__ int place(int i) {
-    if constexpr (R == 1) return i;
-    constexpr int bits = kWide<E> == 2 ? 1 : kWide<E> == 4 ? 2 : 3;
-    return (i ^ (((i >> bits) ^ (i >> (bits + 1))) & (kWide<E> - 1))) * kPack;
+    constexpr int bits = kChunk<E> == 8 ? 3 : 2;
+    return R == 1 ? i : i ^ (((i >> bits) ^ (i >> (bits + 1))) & (kChunk<E> - 1));
   }
 
   Shared<E> data_;
-  int plane_, size_;
+  int size_;  // in whole chunks
 };
 
 // The same of one row that is too long for shared memory: left where it is.
@@ -130,13 +106,14 @@ template <class E>
 class RowInPlace {
  public:
   using A = Accumulator<E>;
+  static constexpr int kRows = 1, kLogRows = 0;
 
   static __host__ __device__ int64_t bytes(int) { return 0; }
 
   __device__ RowInPlace(Shared<E>, int) {}
-  __device__ void fill(const RowsView<const E>& from, int64_t first, int64_t) {
-    row_ = from.at(first, 0);
-    stride_ = from.stride;
+  template <class Also>
+  __device__ void fill(const RowBlock<E>& from, int, const Also&) {
+    row_ = from.data, stride_ = from.stride;
   }
   __device__ __forceinline__ Values<A, 1> operator()(int i) const {
     return {{to_accumulator(load(row_ + i * stride_))}};
@@ -265,220 +242,66 @@ class EntryGradients {
   Values<A, R> x_, own_;
 };
 
-// ------------------------------------------------------------------------------------ what is added to S x
+// ------------------------------------------------------------------------------------ sums over the batch
 
-// D x (or D^T dy) of some rows, computed before, in the accumulator's type. Null data: there is no such part.
-template <class A>
-struct Transformed {
-  const A* data;  // [rows][size]
-  int64_t first, rows, size;
-
-  __device__ bool given() const { return data; }
-  template <int R>
-  __device__ __forceinline__ Values<A, R> values(int i) const {
-    Values<A, R> result;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (first + r < rows) result.of[r] = load(data + (first + r) * size + i);
-    }
-    return result;
-  }
-};
-
-// ------------------------------------------------------------------------------------ the forward phase
-
-template <class E>
-struct ForwardArgs {
-  using A = Accumulator<E>;
-  int64_t rows;
-  int m, n;
-  RowsView<const E> x;
-  E* y;                 // [rows][m]
-  const A* transformed;  // [rows][m], D x computed before; null: none
-  const A* alpha;        // [1]; null: 1
-  const A* bias;         // [m]; null: none
-  Lines<A> s_rows;       // no entries: no sparse part
-};
-
-// y = alpha offset + S x + bias for the R rows from `first` on.
-template <int R, class E, class Tile, class Offset>
-__device__ __forceinline__ void store_products(const ForwardArgs<E>& args, int64_t first, const Tile& x,
-                                               const Offset& offset) {
-  using A = Accumulator<E>;
-  const A alpha = args.alpha ? load(args.alpha) : A(1);
-  for_each_line(0, args.m, [&](int k) {
-    Values<A, R> sum;
-    NoEach each;
-    if (args.s_rows.entries) sum = line_product<R>(args.s_rows, k, args.m, x, each);
-    if (k >= args.m) return;
-    if (offset.given()) {
-      const Values<A, R> transformed = offset.template values<R>(k);
-#pragma unroll
-      for (int r = 0; r < R; ++r) sum.of[r] = fma(alpha, transformed.of[r], sum.of[r]);
-    }
-    const A bias = args.bias ? load(args.bias + k) : A(0);
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (first + r < args.rows) {
-        store<Cache::streaming>(args.y + (first + r) * args.m + k, from_accumulator<E>(sum.of[r] + bias));
-      }
-    }
-  });
-}
-
-// ------------------------------------------------------------------------------------ the backward phase
-
-template <class E>
-struct BackwardArgs {
-  using A = Accumulator<E>;
-  int64_t rows;
-  int64_t chunk_rows;    // a block's work are the rows of a chunk ...
-  int64_t first_chunk;
-  int sections;          // ... and one section of the columns
-  int m, n;
-  RowsView<const E> dy, x;  // x: null where neither dvalues nor dalpha are wanted
-  E* dx;                 // [rows][n]; null: not wanted
-  const A* transformed;  // [rows][n], D^T dy computed before; null: none
-  const A* alpha;
-  Lines<A> s_columns;
-  A* dvalues;            // [chunks][nnz + m]: sums of the chunks; null: not wanted
-  A* dbias;              // the same, from nnz on
-  int64_t sums_stride;   // nnz + m
-  double* dalpha;        // [chunks][sections]; null: not wanted
-};
-
-// Columns begin .. end - 1 of dx for the R rows from `first` on, those before end_row, and what they add to dvalues and, for each row, to
-// <D^T dy, x>.
-template <int R, bool kEntryGradients, class E, class Tile, class Offset>
-__device__ __forceinline__ void backward_columns(const BackwardArgs<E>& args, int64_t first, int64_t end_row,
-                                                 int begin, int end, const Tile& dy, const Offset& offset,
-                                                 EntryGradients<Accumulator<E>, R>& gradients,
-                                                 Values<Accumulator<E>, R>& dalpha) {
-  using A = Accumulator<E>;
-  const A alpha = args.alpha ? load(args.alpha) : A(1);
-  for_each_line(begin, end, [&](int i) {
-    Values<A, R> x, transformed, sum;
-    if (i < end && args.x.data) {
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        if (first + r < end_row) x.of[r] = to_accumulator(load(args.x.at(first + r, i)));
-      }
-    }
-    if (i < end && offset.given()) transformed = offset.template values<R>(i);
-    if (args.s_columns.entries) {
-      if constexpr (kEntryGradients) {
-        gradients.set(x);
-        sum = line_product<R>(args.s_columns, i, end, dy, gradients);
-      } else {
-        NoEach each;
-        sum = line_product<R>(args.s_columns, i, end, dy, each);
-      }
-    }
-    if (i >= end) return;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      dalpha.of[r] = fma(transformed.of[r], x.of[r], dalpha.of[r]);
-      if (args.dx && first + r < end_row) {
-        const A dx = offset.given() ? fma(alpha, transformed.of[r], sum.of[r]) : sum.of[r];
-        store<Cache::streaming>(args.dx + (first + r) * args.n + i, from_accumulator<E>(dx));
-      }
-    }
-  });
-}
-
-// sums[k] += sum over the R rows of dy[k], row by row.
-template <int R, class A, class Tile>
-__device__ __forceinline__ void add_bias_gradient(int m, const Tile& dy, A* sums, bool fresh) {
-  for (int k = int(threadIdx.x); k < m; k += int(blockDim.x)) {
+// sums[k] += sum over the R rows of v[k], row by row; `fresh`: they count as zeros.
+template <class Tile, class A>
+__device__ __forceinline__ void add_rows(int size, const Tile& v, A* sums, bool fresh) {
+  for (int k = int(threadIdx.x); k < size; k += int(blockDim.x)) {
     A sum = fresh ? A(0) : load(sums + k);
-    const Values<A, R> v = dy(k);
+    const auto values = v(k);
 #pragma unroll
-    for (int r = 0; r < R; ++r) sum += v.of[r];
+    for (int r = 0; r < Tile::kRows; ++r) sum += values.of[r];
     store(sums + k, sum);
   }
 }
 
-// Adds the rows' sums over all threads to `sum` of thread 0, row by row. sums [kWarp][R]: shared memory; barriers
-// before and after are the caller's, and one is inside.
-template <int R, class A>
-__device__ __forceinline__ void add_row_sums(const Values<A, R>& own, Shared<A> sums, double& sum) {
-  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp, warps = int(blockDim.x) / kWarp;
+constexpr int kRowSumsValues = 16 * 8;  // of shared memory: [classes / 32][R], of up to 512 classes
+
+// The sum over all columns i of a[r][i] b[r][i], for each of R rows, in an order that does not depend on R: column i is
+// of class i mod (turns * threads), the columns of a class are added up one after the other, and then the classes.
+// A thread has up to kMostTurns classes, its turns.
+template <class A, int R>
+class RowSums {
+ public:
+  static constexpr int kMostTurns = 8 / R;
+
+  __device__ __forceinline__ void add(int turn, const Values<A, R>& a, const Values<A, R>& b) {
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
-    A value = own.of[r];
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += shuffle_xor(value, lanes);
-    if (lane == 0) sums[warp * R + r] = value;
-  }
-  sync_block();
-  if (warp > 0) return;
-  A row_sum = 0;
-  for (int w = 0; w < warps && lane < R; ++w) row_sum += A(sums[w * R + lane]);
-  for (int r = 0; r < R; ++r) sum += double(shuffle(row_sum, r));
-}
-
-// ------------------------------------------------------------------------------------ kernels of their own
-
-template <class Element, int rows>
-struct SparseConfig {
-  using E = Element;
-  static constexpr int kRows = rows;  // per block; 0: one row, left in global memory
-  using Tile = std::conditional_t<rows != 0, RowTile<E, rows ? rows : 1>, RowInPlace<E>>;
-  static constexpr int kTileRows = rows ? rows : 1;
-  static_assert(rows == 0 || rows == 1 || rows == 2 || rows == 4 || rows == 8,
-                "SparseConfig: a tile has 1, 2, 4 or 8 rows, as a thread keeps the sums of all of them");
-};
-
-// y = alpha transformed + S x + bias, kTileRows rows a block.
-template <class Config>
-__global__ void __launch_bounds__(kMostThreads, 1) sparse_forward_kernel(ForwardArgs<typename Config::E> args) {
-  using E = typename Config::E;
-  constexpr int R = Config::kTileRows;
-  const int64_t first = block_index() * R;
-  if (first >= args.rows) return;
-  typename Config::Tile x(shared_memory<E>(), args.n);
-  if (args.s_rows.entries) x.fill(args.x, first, args.rows);
-  sync_block();
-  store_products<R>(args, first, x, Transformed<Accumulator<E>>{args.transformed, first, args.rows, args.m});
-}
-
-// dx = alpha transformed + S^T dy, and the sums of dvalues, dbias and dalpha over the rows of the block's chunk.
-// Shared memory: the tile, then [kWarp][kTileRows] for dalpha.
-template <class Config, bool kEntryGradients>
-__global__ void __launch_bounds__(kMostThreads, 1) sparse_backward_kernel(BackwardArgs<typename Config::E> args) {
-  using E = typename Config::E;
-  using A = Accumulator<E>;
-  constexpr int R = Config::kTileRows;
-  const int64_t part = args.first_chunk * args.sections + block_index(), chunk = part / args.sections;
-  const int section = int(part % args.sections);
-  const int64_t end_row = min(args.rows, (chunk + 1) * args.chunk_rows);
-  if (chunk * args.chunk_rows >= args.rows) return;
-  // Whole warps' worth of columns, so that the lanes' columns stay side by side.
-  const int warps = (args.n + kWarp - 1) / kWarp;
-  const int begin = int(int64_t(warps) * section / args.sections) * kWarp;
-  const int end = min(args.n, int(int64_t(warps) * (section + 1) / args.sections) * kWarp);
-
-  typename Config::Tile dy(shared_memory<E>(), args.m);
-  const Shared<A> row_sums = shared_memory<A>(int(Config::Tile::bytes(args.m)));
-  double dalpha = 0;
-  for (int64_t first = chunk * args.chunk_rows; first < end_row; first += R) {
-    const bool fresh = first == chunk * args.chunk_rows;
-    dy.fill(args.dy, first, end_row);
-    sync_block();
-    const Transformed<A> offset{args.transformed, first, end_row, args.n};
-    EntryGradients<A, R> gradients(kEntryGradients ? args.dvalues + chunk * args.sums_stride : nullptr, fresh);
-    Values<A, R> row_dalpha;
-    backward_columns<R, kEntryGradients>(args, first, end_row, begin, end, dy, offset, gradients, row_dalpha);
-    if (args.dbias && section == 0) add_bias_gradient<R>(args.m, dy, args.dbias + chunk * args.sums_stride, fresh);
-    if (args.dalpha) {
-      add_row_sums<R>(row_dalpha, row_sums, dalpha);
-    } else {
-      sync_block();  // before the tile is filled again
+    for (int t = 0; t < kMostTurns; ++t) {
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        if (t == turn) sums_[t].of[r] = fma(a.of[r], b.of[r], sums_[t].of[r]);
+      }
     }
   }
-  if (args.dalpha && threadIdx.x == 0) store(args.dalpha + part, dalpha);
-}
 
-// ---- before and after
+  // Adds the rows' sums to `total` of thread 0, row by row. All threads call; barriers before and after are the
+  // caller's, one is inside.
+  __device__ __forceinline__ void finish(int turns, Shared<A> shared, double& total) const {
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp, warps = int(blockDim.x) / kWarp;
+#pragma unroll
+    for (int t = 0; t < kMostTurns; ++t) {
+      if (t >= turns) break;
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        A sum = sums_[t].of[r];
+        for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+        if (lane == 0) shared[(t * warps + warp) * R + r] = sum;
+      }
+    }
+    sync_block();
+    if (warp > 0) return;
+    A sum = 0;
+    for (int w = 0; w < turns * warps && lane < R; ++w) sum += A(shared[w * R + lane]);
+    for (int r = 0; r < R; ++r) total += double(shuffle(sum, r));
+  }
+
+ private:
+  Values<A, R> sums_[kMostTurns];
+};
+
+// ------------------------------------------------------------------------------------ kernels before and after
 
 template <class A>
 struct GatherArgs {
