@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "common/launch.cuh"
-#include "fused/cuda_context.h"
 #include "fused/dctps_linear_kernel.cuh"
+#include "fused/layer_cuda.h"
 
 namespace dctps {
 namespace {
@@ -40,7 +40,6 @@ int64_t complex_bytes(DType dtype) { return dtype == DType::f64 ? 16 : 8; }
 
 template <class Layer>
 int64_t scratch_bytes(const Layer& layer, const DeviceLimits& limits) {
-  if (!layer.has_dct) return 0;
   const DevicePlan plan = device_plan_layout(std::max(layer.m, layer.n));
   return Launch(layer.rows, plan, complex_bytes(layer.dtype), limits).scratch_bytes();
 }
@@ -52,53 +51,79 @@ bool takes_vectors(const Rows& matrix, int64_t rows, int64_t element_bytes) {
 }
 
 // kernel_of(config) is the kernel of a LinearConfig.
-template <class Layer, class KernelOf>
-void launch_layer(const Layer& layer, const Rows& input, const Rows& output, const CudaContext& context,
+template <class E, class Output, class Layer, class KernelOf>
+void launch_typed(const Layer& layer, const Rows& input, const Rows& output, const CudaContext& context,
                   const char* name, const KernelOf& kernel_of) {
   const DevicePlan& plan = *context.plan;
   const Launch shape(layer.rows, plan, complex_bytes(layer.dtype), context.limits);
+  const LinearKernelArgs<Layer> args{
+      layer,
+      plan,
+      {.log_rows = shape.log_rows,
+       .log_threads = shape.log_threads,
+       .tiles = shape.tiles,
+       .blocks = shape.blocks,
+       .by_chunks = Divisor(uint32_t((plan.length + kChunk<E> - 1) / kChunk<E>)),
+       .input_vectors = takes_vectors(input, layer.rows, sizeof(E)),
+       .output_vectors = takes_vectors(output, layer.rows, sizeof(Output)),
+       .by_quads = plan.starts_paired && shape.log_threads >= Launch::kLogQuadThreads},
+      context.scratch};
+  const Grid grid{shape.blocks, 1 << (shape.log_rows + shape.log_threads),
+                  shape.in_shared ? int(shape.bytes()) : 0};
+  if (shape.in_shared) {
+    launch(kernel_of(LinearConfig<E, Output, true>{}), name, grid, context.stream, args);
+  } else {
+    launch(kernel_of(LinearConfig<E, Output, false>{}), name, grid, context.stream, args);
+  }
+}
+
+template <class Layer, class KernelOf>
+void launch_dct(const Layer& layer, const Rows& input, const Rows& output, bool wide, const CudaContext& context,
+                const char* name, const KernelOf& kernel_of) {
   dispatch(layer.dtype, [&](auto element) {
     using E = decltype(element);
-    const LinearKernelArgs<Layer> args{
-        layer,
-        plan,
-        {.log_rows = shape.log_rows,
-         .log_threads = shape.log_threads,
-         .tiles = shape.tiles,
-         .blocks = shape.blocks,
-         .by_chunks = Divisor(uint32_t((plan.length + kChunk<E> - 1) / kChunk<E>)),
-         .input_vectors = takes_vectors(input, layer.rows, sizeof(E)),
-         .output_vectors = takes_vectors(output, layer.rows, sizeof(E)),
-         .by_quads = plan.starts_paired && shape.log_threads >= Launch::kLogQuadThreads},
-        context.scratch};
-    const Grid grid{shape.blocks, 1 << (shape.log_rows + shape.log_threads),
-                    shape.in_shared ? int(shape.bytes()) : 0};
-    if (shape.in_shared) {
-      launch(kernel_of(LinearConfig<E, true>{}), name, grid, context.stream, args);
+    if (wide) {
+      launch_typed<E, Accumulator<E>>(layer, input, output, context, name, kernel_of);
     } else {
-      launch(kernel_of(LinearConfig<E, false>{}), name, grid, context.stream, args);
+      launch_typed<E, E>(layer, input, output, context, name, kernel_of);
     }
   });
 }
 
+bool is_dct_alone(const LinearForwardArgs& args) { return args.has_dct && args.s.nnz == 0; }
+bool is_dct_alone(const LinearBackwardArgs& args) {
+  const ParameterSums& sums = args.sums;
+  return args.has_dct && args.s.nnz == 0 && args.dx.data && !sums.dvalues && !sums.dalpha && !sums.dbias;
+}
+
 }  // namespace
 
+int64_t dct_forward_scratch(const LinearForwardArgs& args, const DeviceLimits& limits) {
+  return scratch_bytes(args, limits);
+}
+void dct_forward_cuda(const LinearForwardArgs& args, bool wide, const CudaContext& context) {
+  launch_dct(args, args.x, args.y, wide, context, "linear_forward",
+             [](auto config) { return &linear_forward_kernel<decltype(config)>; });
+}
+int64_t dct_backward_scratch(const LinearBackwardArgs& args, const DeviceLimits& limits) {
+  return scratch_bytes(args, limits);
+}
+void dct_backward_cuda(const LinearBackwardArgs& args, bool wide, const CudaContext& context) {
+  launch_dct(args, args.dy, args.dx, wide, context, "linear_backward",
+             [](auto config) { return &linear_backward_kernel<decltype(config)>; });
+}
+
 int64_t linear_forward_cuda_scratch(const LinearForwardArgs& args, const DeviceLimits& limits) {
-  return scratch_bytes(args, limits);
+  return is_dct_alone(args) ? dct_forward_scratch(args, limits) : layer_forward_scratch(args, limits);
 }
-
 void linear_forward_cuda(const LinearForwardArgs& args, const CudaContext& context) {
-  launch_layer(args, args.x, args.y, context, "linear_forward",
-               [](auto config) { return &linear_forward_kernel<decltype(config)>; });
+  is_dct_alone(args) ? dct_forward_cuda(args, false, context) : layer_forward_cuda(args, context);
 }
-
 int64_t linear_backward_cuda_scratch(const LinearBackwardArgs& args, const DeviceLimits& limits) {
-  return scratch_bytes(args, limits);
+  return is_dct_alone(args) ? dct_backward_scratch(args, limits) : layer_backward_scratch(args, limits);
 }
-
 void linear_backward_cuda(const LinearBackwardArgs& args, const CudaContext& context) {
-  launch_layer(args, args.dy, args.dx, context, "linear_backward",
-               [](auto config) { return &linear_backward_kernel<decltype(config)>; });
+  is_dct_alone(args) ? dct_backward_cuda(args, false, context) : layer_backward_cuda(args, context);
 }
 
 }  // namespace dctps

@@ -5,9 +5,10 @@
 
 namespace dctps {
 
-template <class Element_, bool in_shared_>
+template <class Element_, class Output_, bool in_shared_>
 struct LinearConfig {
   using Element = Element_;
+  using Output = Output_;  // the element's type or the accumulator's
   using Accumulator = dctps::Accumulator<Element>;
   // Whether the rows being transformed are in shared memory; otherwise in global scratch memory.
   static constexpr bool in_shared = in_shared_;
@@ -67,6 +68,18 @@ __device__ __forceinline__ void each_chunk(const LinearTiles& shape, const Body&
   }
 }
 
+// Stores as many results as a chunk of inputs has.
+template <class Output, class A, int count>
+__device__ __forceinline__ void store_results(const RowBlock<Output>& to, int row, int first, const A (&results)[count]) {
+#pragma unroll
+  for (int c = 0; c < count; c += kChunk<Output>) {
+    Output values[kChunk<Output>];
+#pragma unroll
+    for (int e = 0; e < kChunk<Output>; ++e) values[e] = from_accumulator<Output>(results[c + e]);
+    to.store_chunk(row, first + c, values);
+  }
+}
+
 template <class Config, class Layer>
 __device__ __forceinline__ auto dct_row(const LinearKernelArgs<Layer>& args) {
   const int threads = 1 << args.shape.log_threads, thread = int(threadIdx.x);
@@ -88,7 +101,7 @@ __global__ void __launch_bounds__(Config::bounding_threads)
   each_tile(shape, [&](int64_t tile) {
     const int64_t base = tile << shape.log_rows;
     const RowBlock<E> x(layer.x, base, layer.rows, shape.log_rows, layer.n, shape.input_vectors);
-    const RowBlock<E> y(layer.y, base, layer.rows, shape.log_rows, layer.m, shape.output_vectors);
+    const RowBlock<typename Config::Output> y(layer.y, base, layer.rows, shape.log_rows, layer.m, shape.output_vectors);
     if (!shape.by_quads) {
       each_chunk(shape, [&](int row, int chunk) {
         E values[kChunk<E>];
@@ -105,13 +118,12 @@ __global__ void __launch_bounds__(Config::bounding_threads)
       const int first = chunk * kChunk<E>;
       if (row >= y.rows || first >= y.length) return;
       const auto result = transform_row<Config>(args, row);
-      E values[kChunk<E>]{};
+      A values[kChunk<E>]{};
       each_frequency_part<kChunk<E>>(plan, first, [&](int e, int part) {
-        A value = result.get_part(part);
-        if (bias && first + e < y.length) value += load(bias + first + e);
-        values[e] = from_accumulator<E>(value);
+        values[e] = result.get_part(part);
+        if (bias && first + e < y.length) values[e] += load(bias + first + e);
       });
-      y.store_chunk(row, first, values);
+      store_results(y, row, first, values);
     });
   });
 }
@@ -151,12 +163,11 @@ __global__ void __launch_bounds__(Config::bounding_threads)
       const RowBlock<E> dx = dx_rows();
       const int first = chunk * kChunk<E>;
       if (row >= dx.rows || first >= dx.length) return;
-      A result[kChunk<E>];
-      get_time_chunk<E>(plan, transform_row<Config>(args, row), first, result);
-      E values[kChunk<E>];
+      A values[kChunk<E>];
+      get_time_chunk<E>(plan, transform_row<Config>(args, row), first, values);
 #pragma unroll
-      for (int e = 0; e < kChunk<E>; ++e) values[e] = from_accumulator<E>(alpha * result[e]);
-      dx.store_chunk(row, first, values);
+      for (int e = 0; e < kChunk<E>; ++e) values[e] *= alpha;
+      store_results(dx, row, first, values);
     });
   });
 }
