@@ -48,16 +48,6 @@ __device__ __forceinline__ auto transform_row(const LinearKernelArgs<Layer>& arg
   }
 }
 
-// Calls body(tile) for this block's tiles; between two of them all threads wait for each other.
-template <class Body>
-__device__ __forceinline__ void each_tile(const LinearTiles& shape, const Body& body) {
-  if (block_index() >= shape.blocks) return;
-  for (int64_t tile = block_index(); tile < shape.tiles; tile += shape.blocks) {
-    body(tile);
-    if (tile + shape.blocks < shape.tiles) sync_block();
-  }
-}
-
 // Calls body(row, chunk) for the chunks of a tile that are this thread's, neighbours in a row for neighbouring threads.
 template <class Body>
 __device__ __forceinline__ void each_chunk(const LinearTiles& shape, const Body& body) {
@@ -70,7 +60,8 @@ __device__ __forceinline__ void each_chunk(const LinearTiles& shape, const Body&
 
 // Stores as many results as a chunk of inputs has.
 template <class Output, class A, int count>
-__device__ __forceinline__ void store_results(const RowBlock<Output>& to, int row, int first, const A (&results)[count]) {
+__device__ __forceinline__ void store_results(const RowBlock<Output>& to, int row, int first,
+                                              const A (&results)[count]) {
 #pragma unroll
   for (int c = 0; c < count; c += kChunk<Output>) {
     Output values[kChunk<Output>];
@@ -87,33 +78,67 @@ __device__ __forceinline__ auto dct_row(const LinearKernelArgs<Layer>& args) {
   return DctRow<typename Config::Accumulator, decltype(row)>(args.plan, row, thread & (threads - 1), threads);
 }
 
+template <class A, class Layer>
+__device__ __forceinline__ A alpha_of(const Layer& layer) {
+  return layer.alpha ? load(static_cast<const A*>(layer.alpha)) : A(1);
+}
+
+// How DctRow::forward takes x, and DctRow::adjoint gives dx. Everything is worked out on the spot: kept in registers while
+// the passes run, it would push their values out. (No lambdas: these the compiler might call instead.)
+template <class E>
+struct LoadQuads {
+  const LinearForwardArgs& layer;
+  const LinearTiles& shape;
+  int64_t tile;
+
+  __device__ __forceinline__ void operator()(int j, Accumulator<E> (&values)[4]) const {
+    RowBlock<E>(layer.x, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n, shape.input_vectors)
+        .load_quad(int(threadIdx.x) >> shape.log_threads, j, values);
+  }
+};
+
+template <class E>  // of dx
+struct StoreQuads {
+  const LinearBackwardArgs& layer;
+  const LinearTiles& shape;
+  int64_t tile;
+
+  __device__ __forceinline__ void operator()(int j, const Accumulator<E> (&values)[4]) const {
+    const auto alpha = alpha_of<Accumulator<E>>(layer);
+    RowBlock<E>(layer.dx, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n, shape.output_vectors)
+        .store_quad(int(threadIdx.x) >> shape.log_threads, j,
+                    {alpha * values[0], alpha * values[1], alpha * values[2], alpha * values[3]});
+  }
+};
+
 template <class Config>
 __global__ void __launch_bounds__(Config::bounding_threads)
-    linear_forward_kernel(const LinearKernelArgs<LinearForwardArgs> args) {
+    linear_forward_kernel(const __grid_constant__ LinearKernelArgs<LinearForwardArgs> args) {
   using E = typename Config::Element;
+  using Output = typename Config::Output;
   using A = typename Config::Accumulator;
   const auto& layer = args.layer;
   const DevicePlan& plan = args.plan;
   const LinearTiles& shape = args.shape;
-  const A alpha = layer.alpha ? load(static_cast<const A*>(layer.alpha)) : A(1);
+  const A alpha = alpha_of<A>(layer);
   const A* bias = static_cast<const A*>(layer.bias);
 
-  each_tile(shape, [&](int64_t tile) {
-    const int64_t base = tile << shape.log_rows;
-    const RowBlock<E> x(layer.x, base, layer.rows, shape.log_rows, layer.n, shape.input_vectors);
-    const RowBlock<typename Config::Output> y(layer.y, base, layer.rows, shape.log_rows, layer.m, shape.output_vectors);
+  for (int64_t tile = block_index(); tile < shape.tiles; tile += shape.blocks) {
+    if (tile != block_index()) sync_block();
     if (!shape.by_quads) {
       each_chunk(shape, [&](int row, int chunk) {
+        const RowBlock<E> x(layer.x, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n,
+                            shape.input_vectors);
         E values[kChunk<E>];
         x.load_chunk(row, chunk * kChunk<E>, values);
         put_time_chunk(plan, transform_row<Config>(args, row), chunk * kChunk<E>, values);
       });
       sync_block();
     }
-    const int own_row = int(threadIdx.x) >> shape.log_threads;
-    dct_row<Config>(args).forward(alpha, shape.by_quads,
-                                  [&](int j, A(&values)[4]) { x.load_quad(own_row, j, values); });
+    dct_row<Config>(args).forward(alpha, shape.by_quads, LoadQuads<E>{layer, shape, tile});
     sync_block();
+    const RowBlock<Output> y(layer.y, tile << shape.log_rows, layer.rows, shape.log_rows, layer.m,
+                             shape.output_vectors);
     each_chunk(shape, [&](int row, int chunk) {
       const int first = chunk * kChunk<E>;
       if (row >= y.rows || first >= y.length) return;
@@ -125,26 +150,24 @@ __global__ void __launch_bounds__(Config::bounding_threads)
       });
       store_results(y, row, first, values);
     });
-  });
+  }
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::bounding_threads)
-    linear_backward_kernel(const LinearKernelArgs<LinearBackwardArgs> args) {
+    linear_backward_kernel(const __grid_constant__ LinearKernelArgs<LinearBackwardArgs> args) {
   using E = typename Config::Element;
+  using Output = typename Config::Output;
   using A = typename Config::Accumulator;
   const auto& layer = args.layer;
   const DevicePlan& plan = args.plan;
   const LinearTiles& shape = args.shape;
-  const A alpha = layer.alpha ? load(static_cast<const A*>(layer.alpha)) : A(1);
 
-  each_tile(shape, [&](int64_t tile) {
-    const int64_t base = tile << shape.log_rows;
-    auto dx_rows = [&] {  // when needed: registers are short
-      return RowBlock<E>(layer.dx, base, layer.rows, shape.log_rows, layer.n, shape.output_vectors);
-    };
+  for (int64_t tile = block_index(); tile < shape.tiles; tile += shape.blocks) {
+    if (tile != block_index()) sync_block();
     each_chunk(shape, [&](int row, int chunk) {
-      const RowBlock<E> dy(layer.dy, base, layer.rows, shape.log_rows, layer.m, shape.input_vectors);
+      const RowBlock<E> dy(layer.dy, tile << shape.log_rows, layer.rows, shape.log_rows, layer.m,
+                           shape.input_vectors);
       E values[kChunk<E>];
       dy.load_chunk(row, chunk * kChunk<E>, values);
       const auto start = transform_row<Config>(args, row);
@@ -152,24 +175,22 @@ __global__ void __launch_bounds__(Config::bounding_threads)
           plan, chunk * kChunk<E>, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
     });
     sync_block();
-    dct_row<Config>(args).adjoint(shape.by_quads, [&](int j, const A(&values)[4]) {
-      const int own_row = int(threadIdx.x) >> shape.log_threads;
-      const A scaled[4] = {alpha * values[0], alpha * values[1], alpha * values[2], alpha * values[3]};
-      dx_rows().store_quad(own_row, j, scaled);
-    });
-    if (shape.by_quads) return;
+    dct_row<Config>(args).adjoint(shape.by_quads, StoreQuads<Output>{layer, shape, tile});
+    if (shape.by_quads) continue;
     sync_block();
+    const A alpha = alpha_of<A>(layer);
+    const RowBlock<Output> dx(layer.dx, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n,
+                              shape.output_vectors);
     each_chunk(shape, [&](int row, int chunk) {
-      const RowBlock<E> dx = dx_rows();
       const int first = chunk * kChunk<E>;
       if (row >= dx.rows || first >= dx.length) return;
-      A values[kChunk<E>];
+      A values[kChunk<E>]{};
       get_time_chunk<E>(plan, transform_row<Config>(args, row), first, values);
 #pragma unroll
       for (int e = 0; e < kChunk<E>; ++e) values[e] *= alpha;
       store_results(dx, row, first, values);
     });
-  });
+  }
 }
 
 }  // namespace dctps
