@@ -48,13 +48,46 @@ __device__ __forceinline__ auto transform_row(const LinearKernelArgs<Layer>& arg
   }
 }
 
-// Calls body(row, chunk) for the chunks of a tile that are this thread's, neighbours in a row for neighbouring threads.
-template <class Body>
+// Calls body(row, i) for the chunks of a tile that are this thread's, i its first element; neighbours in a row for
+// neighbouring threads.
+template <class E, class Body>
 __device__ __forceinline__ void each_chunk(const LinearTiles& shape, const Body& body) {
   const int chunks = int(shape.by_chunks.value), count = chunks << shape.log_rows;
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
     const int row = int(shape.by_chunks.quotient(uint32_t(i)));
-    body(row, i - row * chunks);
+    body(row, (i - row * chunks) * kChunk<E>);
+  }
+}
+
+// Loads a tile, put(row, i, values) for each of its chunks. A thread has 32 bytes under way at once, which with as many
+// threads as a multiprocessor holds hides the latency of memory at full bandwidth.
+template <class E, class Put>
+__device__ __forceinline__ void load_tile(const LinearTiles& shape, const RowBlock<E>& from, const Put& put) {
+  constexpr int kBatch = 32 / (kChunk<E> * int(sizeof(E)));
+  const int chunks = int(shape.by_chunks.value), count = chunks << shape.log_rows;
+  for (int first = int(threadIdx.x); first < count; first += kBatch * int(blockDim.x)) {
+    typename RowBlock<E>::WholeChunk whole[kBatch];
+    auto each = [&](auto body) __attribute__((always_inline)) {
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int chunk = forgotten(first) + b * int(blockDim.x);
+        if (chunk >= count) break;
+        const int row = int(shape.by_chunks.quotient(uint32_t(chunk)));
+        body(b, row, (chunk - row * chunks) * kChunk<E>);
+      }
+    };
+    each([&](int b, int row, int i) {
+      if (from.is_whole(row, i)) whole[b] = from.load_whole(row, i);
+    });
+    each([&](int b, int row, int i) {
+      E values[kChunk<E>];
+      if (from.is_whole(row, i)) {
+        RowBlock<E>::unpack(whole[b], values);
+      } else {
+        from.load_chunk(row, i, values);
+      }
+      put(row, i, values);
+    });
   }
 }
 
@@ -126,12 +159,10 @@ __global__ void __launch_bounds__(Config::bounding_threads)
   for (int64_t tile = block_index(); tile < shape.tiles; tile += shape.blocks) {
     if (tile != block_index()) sync_block();
     if (!shape.by_quads) {
-      each_chunk(shape, [&](int row, int chunk) {
-        const RowBlock<E> x(layer.x, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n,
-                            shape.input_vectors);
-        E values[kChunk<E>];
-        x.load_chunk(row, chunk * kChunk<E>, values);
-        put_time_chunk(plan, transform_row<Config>(args, row), chunk * kChunk<E>, values);
+      const RowBlock<E> x(layer.x, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n,
+                          shape.input_vectors);
+      load_tile(shape, x, [&](int row, int i, const E(&values)[kChunk<E>]) {
+        put_time_chunk(plan, transform_row<Config>(args, row), i, values);
       });
       sync_block();
     }
@@ -139,8 +170,7 @@ __global__ void __launch_bounds__(Config::bounding_threads)
     sync_block();
     const RowBlock<Output> y(layer.y, tile << shape.log_rows, layer.rows, shape.log_rows, layer.m,
                              shape.output_vectors);
-    each_chunk(shape, [&](int row, int chunk) {
-      const int first = chunk * kChunk<E>;
+    each_chunk<E>(shape, [&](int row, int first) {
       if (row >= y.rows || first >= y.length) return;
       const auto result = transform_row<Config>(args, row);
       A values[kChunk<E>]{};
@@ -165,14 +195,12 @@ __global__ void __launch_bounds__(Config::bounding_threads)
 
   for (int64_t tile = block_index(); tile < shape.tiles; tile += shape.blocks) {
     if (tile != block_index()) sync_block();
-    each_chunk(shape, [&](int row, int chunk) {
-      const RowBlock<E> dy(layer.dy, tile << shape.log_rows, layer.rows, shape.log_rows, layer.m,
-                           shape.input_vectors);
-      E values[kChunk<E>];
-      dy.load_chunk(row, chunk * kChunk<E>, values);
+    const RowBlock<E> dy(layer.dy, tile << shape.log_rows, layer.rows, shape.log_rows, layer.m,
+                         shape.input_vectors);
+    load_tile(shape, dy, [&](int row, int i, const E(&values)[kChunk<E>]) {
       const auto start = transform_row<Config>(args, row);
       each_frequency_part<kChunk<E>>(
-          plan, chunk * kChunk<E>, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
+          plan, i, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
     });
     sync_block();
     dct_row<Config>(args).adjoint(shape.by_quads, StoreQuads<Output>{layer, shape, tile});
@@ -181,8 +209,7 @@ __global__ void __launch_bounds__(Config::bounding_threads)
     const A alpha = alpha_of<A>(layer);
     const RowBlock<Output> dx(layer.dx, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n,
                               shape.output_vectors);
-    each_chunk(shape, [&](int row, int chunk) {
-      const int first = chunk * kChunk<E>;
+    each_chunk<E>(shape, [&](int row, int first) {
       if (row >= dx.rows || first >= dx.length) return;
       A values[kChunk<E>]{};
       get_time_chunk<E>(plan, transform_row<Config>(args, row), first, values);

@@ -18,7 +18,8 @@ struct LayerConfig {
   static constexpr int rows = rows_ ? rows_ : 1;
   static constexpr DctPart dct = part;
   using Tile = std::conditional_t<rows_ == 0, RowInPlace<E>, RowTile<E, rows>>;
-  static_assert(rows_ || part != DctPart::fused, "LayerConfig: rows that are transformed are in shared memory");
+  static_assert(rows_ || part != DctPart::fused,
+                "LayerConfig: rows that are transformed are in shared memory");
   static constexpr int most_threads = 512;  // so that a thread has 128 registers
 };
 
@@ -97,7 +98,8 @@ __device__ __forceinline__ Values<typename Config::A, Config::rows> transformed(
 
 // ... or in global memory, [rows][size].
 template <int R, class A>
-__device__ __forceinline__ Values<A, R> given(const A* data, int64_t first, int64_t end, int64_t size, int i) {
+__device__ __forceinline__ Values<A, R> given(const A* data, int64_t first, int64_t end, int64_t size,
+                                              int i) {
   Values<A, R> result;
 #pragma unroll
   for (int r = 0; r < R; ++r) {
@@ -141,7 +143,8 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
     if (k >= args.m) return;
     if constexpr (Config::dct != DctPart::none) {
       Values<A, R> dct;
-      if constexpr (Config::dct == DctPart::fused) dct = transformed<Config>(args, frequency_part(args.plan, k));
+      if constexpr (Config::dct == DctPart::fused)
+        dct = transformed<Config>(args, frequency_part(args.plan, k));
       if constexpr (Config::dct == DctPart::given) dct = given<R>(args.given, first, args.rows, args.m, k);
 #pragma unroll
       for (int r = 0; r < R; ++r) y.of[r] += dct.of[r];
@@ -193,7 +196,8 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
     }
     sync_block();
 
-    EntryGradients<A, R> gradients(kEntryGradients ? args.dvalues + chunk * args.sums_stride : nullptr, fresh);
+    EntryGradients<A, R> gradients(kEntryGradients ? args.dvalues + chunk * args.sums_stride : nullptr,
+                                   fresh);
     RowSums<A, R> row_sums;
     int turn = 0;
     for_each_line(begin, end, [&](int i) {
@@ -202,8 +206,8 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
 #pragma unroll
         for (int r = 0; r < R; ++r) {
           if (first + r >= end_row) break;
-          x.of[r] = to_accumulator(load<Cache::streaming>(static_cast<const E*>(args.x.data) +
-                                                          (first + r) * args.x.row_stride + i * args.x.stride));
+          x.of[r] = to_accumulator(load<Cache::streaming>(
+              static_cast<const E*>(args.x.data) + (first + r) * args.x.row_stride + i * args.x.stride));
         }
       }
       if (args.s_columns.entries) {
@@ -217,8 +221,10 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
       }
       if constexpr (Config::dct != DctPart::none) {
         if (i < end) {
-          if constexpr (Config::dct == DctPart::fused) dct = transformed<Config>(args, time_part<true>(args.plan, i));
-          if constexpr (Config::dct == DctPart::given) dct = given<R>(args.given, first - given_row, end_row - given_row, args.n, i);
+          if constexpr (Config::dct == DctPart::fused)
+            dct = transformed<Config>(args, time_part<true>(args.plan, i));
+          if constexpr (Config::dct == DctPart::given)
+            dct = given<R>(args.given, first - given_row, end_row - given_row, args.n, i);
         }
         if (args.dalpha) {
           row_sums.add(turn, dct, x);

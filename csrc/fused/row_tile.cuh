@@ -27,29 +27,42 @@ struct RowBlock {
         length(int(length)),
         vectors(vectors) {}
 
+  // Whether elements i .. i + kChunk - 1 of a row can be moved as 16 bytes.
+  __device__ __forceinline__ bool is_whole(int row, int i) const {
+    return vectors && row < rows && i + kChunk<E> <= length;
+  }
+
+  // A chunk as it comes from memory: half the registers, for 2-byte types, of its elements.
+  static constexpr int kWide = 16 / int(sizeof(E));
+  struct WholeChunk {
+    Pack<E, kWide> packs[kChunk<E> / kWide];
+  };
+  __device__ __forceinline__ WholeChunk load_whole(int row, int i DCTPS_SITE) const {
+    WholeChunk chunk;
+#pragma unroll
+    for (int p = 0; p < kChunk<E> / kWide; ++p) {
+      chunk.packs[p] = load<kWide, Cache::streaming>(data + row * row_stride + i + p * kWide DCTPS_AT);
+    }
+    return chunk;
+  }
+
   // Elements i .. i + kChunk - 1 of a row, zeros where there are none.
   __device__ __forceinline__ void load_chunk(int row, int i, E (&values)[kChunk<E>] DCTPS_SITE) const {
-    constexpr int kWide = 16 / int(sizeof(E));
+    if (is_whole(row, i)) return unpack(load_whole(row, i DCTPS_AT), values);
     const E* source = data + row * row_stride + i * stride;
     const int count = row < rows ? length - i : 0;
-    if (vectors && count >= kChunk<E>) {
 #pragma unroll
-      for (int first = 0; first < kChunk<E>; first += kWide) {
-        const auto pack = load<kWide, Cache::streaming>(source + first DCTPS_AT);
+    for (int e = 0; e < kChunk<E>; ++e) values[e] = e < count ? load(source + e * stride DCTPS_AT) : E{};
+  }
+  static __device__ __forceinline__ void unpack(const WholeChunk& chunk, E (&values)[kChunk<E>]) {
 #pragma unroll
-        for (int e = 0; e < kWide; ++e) values[first + e] = pack[e];
-      }
-    } else {
-#pragma unroll
-      for (int e = 0; e < kChunk<E>; ++e) values[e] = e < count ? load(source + e * stride DCTPS_AT) : E{};
-    }
+    for (int e = 0; e < kChunk<E>; ++e) values[e] = chunk.packs[e / kWide][e % kWide];
   }
 
   __device__ __forceinline__ void store_chunk(int row, int i, const E (&values)[kChunk<E>] DCTPS_SITE) const {
-    constexpr int kWide = 16 / int(sizeof(E));
     E* target = data + row * row_stride + i * stride;
     const int count = row < rows ? length - i : 0;
-    if (vectors && count >= kChunk<E>) {
+    if (is_whole(row, i)) {
 #pragma unroll
       for (int first = 0; first < kChunk<E>; first += kWide) {
         Pack<E, kWide> pack;
@@ -67,33 +80,35 @@ struct RowBlock {
 
   // Elements 4j .. 4j+3, as DctRow asks for them.
   __device__ __forceinline__ void load_quad(int row, int j, Accumulator<E> (&values)[4] DCTPS_SITE) const {
-    constexpr int kWide = sizeof(E) == 8 ? 2 : 4;  // elements of one access: 16 bytes, of 2-byte types 8
+    constexpr int kPart = sizeof(E) == 8 ? 2 : 4;  // elements of one access: 16 bytes, of 2-byte types 8
     const E* source = data + row * row_stride + 4 * int64_t(j) * stride;
     const int count = row < rows ? length - 4 * j : 0;
     if (vectors && count >= 4) {
 #pragma unroll
-      for (int first = 0; first < 4; first += kWide) {
-        const auto pack = load<kWide, Cache::streaming>(source + first DCTPS_AT);
+      for (int first = 0; first < 4; first += kPart) {
+        const auto pack = load<kPart, Cache::streaming>(source + first DCTPS_AT);
 #pragma unroll
-        for (int e = 0; e < kWide; ++e) values[first + e] = to_accumulator(pack[e]);
+        for (int e = 0; e < kPart; ++e) values[first + e] = to_accumulator(pack[e]);
       }
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) values[e] = e < count ? to_accumulator(load(source + e * stride DCTPS_AT)) : 0;
+      for (int e = 0; e < 4; ++e)
+        values[e] = e < count ? to_accumulator(load(source + e * stride DCTPS_AT)) : 0;
     }
   }
 
-  __device__ __forceinline__ void store_quad(int row, int j, const Accumulator<E> (&values)[4] DCTPS_SITE) const {
-    constexpr int kWide = sizeof(E) == 8 ? 2 : 4;
+  __device__ __forceinline__ void store_quad(int row, int j,
+                                             const Accumulator<E> (&values)[4] DCTPS_SITE) const {
+    constexpr int kPart = sizeof(E) == 8 ? 2 : 4;
     E* target = data + row * row_stride + 4 * int64_t(j) * stride;
     const int count = row < rows ? length - 4 * j : 0;
     if (vectors && count >= 4) {
 #pragma unroll
-      for (int first = 0; first < 4; first += kWide) {
-        Pack<E, kWide> pack;
+      for (int first = 0; first < 4; first += kPart) {
+        Pack<E, kPart> pack;
 #pragma unroll
-        for (int e = 0; e < kWide; ++e) pack[e] = from_accumulator<E>(values[first + e]);
-        store<kWide, Cache::streaming>(target + first, pack DCTPS_AT);
+        for (int e = 0; e < kPart; ++e) pack[e] = from_accumulator<E>(values[first + e]);
+        store<kPart, Cache::streaming>(target + first, pack DCTPS_AT);
       }
     } else {
 #pragma unroll
