@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -33,6 +34,14 @@ def rebuild_command() -> str:
 def is_here(module: str) -> bool:
     """Whether the build's folder holds dctps_ext.<module>; an import could find another tree's."""
     return PathFinder.find_spec(f"dctps_ext.{module}", [str(BUILD)]) is not None
+
+
+def import_here(module: str):
+    """dctps_ext.<module> from the build's folder, which need not be the package's."""
+    spec = PathFinder.find_spec(f"dctps_ext.{module}", [str(BUILD)])
+    loaded = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def installed_elsewhere() -> Path | None:
@@ -71,9 +80,7 @@ def load():
         raise ImportError(f"dctps_ext needs PyTorch, and that fails ({error}): pip install torch") from error
     if not is_here("_build_info"):
         raise not_built()
-    if BUILD != PACKAGE:
-        sys.modules[__package__].__path__.insert(0, str(BUILD))
-    info = importlib.import_module("dctps_ext._build_info")
+    info = import_here("_build_info")
     if sys.implementation.cache_tag != info.PYTHON:
         raise ImportError(
             f"dctps_ext was built for {info.PYTHON}, but this is {sys.implementation.cache_tag}: "
@@ -87,7 +94,7 @@ def load():
     if not is_here("_C"):
         raise not_built()
     try:
-        return importlib.import_module("dctps_ext._C")
+        return import_here("_C")
     except ImportError as error:
         raise ImportError(
             f"dctps_ext's compiled module does not load ({error}): rebuild with: {rebuild_command()}"

@@ -167,6 +167,7 @@ struct Cell {
   uint16_t read_elsewhere = kNobody;  // a reader from another warp
   bool atomic = false;                // the write was one
   bool pending = false;               // the write is an asynchronous copy that is under way
+  uint16_t last_reader = kNobody;     // who read at read_site
   Site write_site, read_site;
 };
 
@@ -550,7 +551,8 @@ void Runner::check_write(const Cell& cell, int granule, int bytes, Kind kind, Si
   const char* what = kind == Kind::atomic ? "an atomic on " : "a write of ";
   if (other != kNobody) {
     fail(site, what + bytes_text(granule * kGranule, bytes) + ", which thread " + std::to_string(other) +
-                   " read at " + place(cell.read_site) + " with no barrier in between");
+                   " read" + (other == cell.last_reader ? " at " + place(cell.read_site) : "") +
+                   " with no barrier in between");
   }
   if (cell.write_epoch == epoch_ && cell.writer != current_ && !(kind == Kind::atomic && cell.atomic) &&
       !ordered(cell.writer, cell.write_time)) {
@@ -583,6 +585,7 @@ void Runner::note_read(Cell& cell, Site site) const {
     cell.read_lanes = concurrent | lane;
     cell.read_time = concurrent ? std::min(cell.read_time, now) : now;
   }
+  cell.last_reader = uint16_t(current_);
   cell.read_site = site;
 }
 
@@ -684,6 +687,11 @@ void Runner::access_global(uintptr_t address, int bytes, Kind kind, Site site) {
   if (run_->memory) {
     const Memory::Range* found = nullptr;
     const Memory::Range* nearest = nullptr;
+    const auto distance = [&](const Memory::Range& range) {
+      return address < range.begin   ? range.begin - address
+             : address < range.end() ? 0
+                                     : address - range.end() + 1;
+    };
     for (const Memory* memory = run_->memory; memory && !found; memory = memory->outer()) {
       for (const Memory::Range& range : memory->ranges()) {
         if (range.contains(address, bytes) &&
@@ -691,15 +699,16 @@ void Runner::access_global(uintptr_t address, int bytes, Kind kind, Site site) {
           found = &range;
           break;
         }
-        if (range.begin <= address && (!nearest || range.begin > nearest->begin)) nearest = &range;
+        if (!nearest || distance(range) < distance(*nearest)) nearest = &range;
       }
     }
+    if (!found && !nearest) fail(site, text() + " out of bounds: no memory is known");
     if (!found) {
-      const std::string where =
-          !nearest ? "below every known tensor"
-                   : "at byte " + std::to_string(address - nearest->begin) + " of " + nearest->name +
-                         (nearest->contains(address, bytes) ? ", which is read-only" : "");
-      fail(site, text() + " out of bounds: " + where);
+      fail(site, text() + " out of bounds: at byte " + std::to_string(int64_t(address - nearest->begin)) +
+                     " of " + nearest->name +
+                     (nearest->contains(address, bytes)
+                          ? ", which is read-only"
+                          : ", which ends at byte " + std::to_string(nearest->end() - nearest->begin)));
     }
   }
 #if WITH_ASAN
@@ -822,6 +831,10 @@ bool Memory::Range::contains(uintptr_t address, int64_t bytes) const {
   }
   if (inner_stride == element_bytes) return offset + bytes <= inner * element_bytes;
   return offset / inner_stride < inner && offset % inner_stride + bytes <= element_bytes;
+}
+
+uintptr_t Memory::Range::end() const {
+  return begin + uintptr_t((outer - 1) * outer_stride + (inner - 1) * inner_stride + element_bytes);
 }
 
 std::vector<LaunchCounters> counters() {

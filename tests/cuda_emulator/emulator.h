@@ -47,6 +47,7 @@ class Memory {
     int64_t element_bytes, outer, outer_stride, inner, inner_stride;
     Access access;
     bool contains(uintptr_t address, int64_t bytes) const;
+    uintptr_t end() const;
   };
   const std::vector<Range>& ranges() const { return ranges_; }
   const Memory* outer() const { return outer_; }
