@@ -8,6 +8,10 @@
 #include <mutex>
 #include <tuple>
 
+#ifdef DCTPS_EMULATED
+#include "emulator.h"
+#endif
+
 namespace dctps {
 namespace {
 
@@ -32,6 +36,9 @@ std::shared_ptr<const DevicePlan> get_device_plan(int64_t q, DType dtype, const 
     std::memcpy(bytes.mutable_data_ptr(), host.bytes.data(), host.bytes.size());
     const at::Tensor tables = bytes.to(like.device());
     cached = std::make_shared<Cached>(Cached{tables, relocated(host.plan, tables.const_data_ptr())});
+#ifdef DCTPS_EMULATED
+    emulator::add_table(tables.const_data_ptr(), tables.numel());
+#endif
   }
   return {cached, &cached->plan};
 }

@@ -67,11 +67,15 @@ constexpr uint16_t kNobody = 0xffff;
 
 // ------------------------------------------------------------------------------------ what the host sets and asks
 
+using Tables = std::map<uintptr_t, Memory::Range>;  // by where they begin
+
 struct Settings {
   std::atomic<uint64_t> seed{0};
   std::atomic<int64_t> most_blocks{(int64_t(1) << 31) - 1};
+  std::atomic<int> most_shared_bytes{kMostSharedBytes};
   std::mutex mutex;
   std::vector<LaunchCounters> counters;
+  std::shared_ptr<const Tables> tables = std::make_shared<const Tables>();
 
   Settings() {
     if (const char* text = std::getenv("DCTPS_EMULATOR_SEED")) seed = std::strtoull(text, nullptr, 0);
@@ -189,11 +193,13 @@ struct SiteSum {
 struct Run {
   const Kernel& kernel;
   const Memory* memory;
+  std::shared_ptr<const Tables> tables;
   uint64_t seed;
   unsigned grid_x, grid_y;
   std::atomic<bool> failed{false};
   std::mutex mutex = {};
   LaunchCounters counters = {};
+  std::vector<Traffic> traffic = std::vector<Traffic>(memory ? memory->ranges().size() + 1 : 1);
   std::map<SiteKey, SiteSum> sites = {};
 };
 
@@ -222,6 +228,7 @@ class Runner {
   void finish_warp_step(int thread);
   void release_block();
   bool ordered(int thread, uint32_t time) const;
+  int known_range(uintptr_t address, int bytes, Kind kind) const;
   void check_write(const Cell& cell, int granule, int bytes, Kind kind, Site site) const;
   void note_read(Cell& cell, Site site) const;
   void evaluate_logs();
@@ -251,6 +258,7 @@ class Runner {
   uint32_t time_ = 1;
 
   LaunchCounters counters_;
+  std::vector<Traffic> traffic_;  // of the known ranges, the tables last
   std::map<SiteKey, SiteSum> sites_;
 };
 
@@ -269,6 +277,7 @@ void Runner::begin(Run& run) {
     for (int a = 0; a < kWarp; ++a) lanes[a][a] = ++time_;
   }
   counters_ = {};
+  traffic_.assign(run.traffic.size(), {});
   sites_.clear();
   blockDim = {unsigned(threads_), 1, 1};
   gridDim = {run.grid_x, run.grid_y, 1};
@@ -276,8 +285,10 @@ void Runner::begin(Run& run) {
 
 void Runner::finish() {
   std::lock_guard<std::mutex> lock(run_->mutex);
-  run_->counters.loaded += counters_.loaded;
-  run_->counters.stored += counters_.stored;
+  for (size_t i = 0; i < traffic_.size(); ++i) {
+    run_->traffic[i].loaded += traffic_[i].loaded;
+    run_->traffic[i].stored += traffic_[i].stored;
+  }
   run_->counters.shared_loaded += counters_.shared_loaded;
   run_->counters.shared_stored += counters_.shared_stored;
   for (const auto& [key, sum] : sites_) {
@@ -675,6 +686,21 @@ void Runner::wait_async(int pending, Site site) {
 
 // ---- global memory
 
+// Which of the known ranges holds the access: their number, that of the ranges for a table, or -1.
+int Runner::known_range(uintptr_t address, int bytes, Kind kind) const {
+  const std::vector<Memory::Range>& ranges = run_->memory->ranges();
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    if (ranges[i].contains(address, bytes) &&
+        (kind == Kind::load || ranges[i].access == Memory::Access::read_write)) {
+      return int(i);
+    }
+  }
+  const auto after = run_->tables->upper_bound(address);
+  const bool in_table = kind == Kind::load && after != run_->tables->begin() &&
+                        std::prev(after)->second.contains(address, bytes);
+  return in_table ? int(ranges.size()) : -1;
+}
+
 void Runner::access_global(uintptr_t address, int bytes, Kind kind, Site site) {
   const std::string what = kind == Kind::load    ? "a load of "
                            : kind == Kind::store ? "a store of "
@@ -684,32 +710,23 @@ void Runner::access_global(uintptr_t address, int bytes, Kind kind, Site site) {
     fail(site, text() + ", misaligned: the address is " + std::to_string(address % uintptr_t(bytes)) +
                    " past a multiple of " + std::to_string(bytes));
   }
-  if (run_->memory) {
-    const Memory::Range* found = nullptr;
+  const int range = run_->memory ? known_range(address, bytes, kind) : -1;
+  if (run_->memory && range < 0) {
     const Memory::Range* nearest = nullptr;
     const auto distance = [&](const Memory::Range& range) {
       return address < range.begin   ? range.begin - address
              : address < range.end() ? 0
                                      : address - range.end() + 1;
     };
-    for (const Memory* memory = run_->memory; memory && !found; memory = memory->outer()) {
-      for (const Memory::Range& range : memory->ranges()) {
-        if (range.contains(address, bytes) &&
-            (kind == Kind::load || range.access == Memory::Access::read_write)) {
-          found = &range;
-          break;
-        }
-        if (!nearest || distance(range) < distance(*nearest)) nearest = &range;
-      }
+    for (const Memory::Range& range : run_->memory->ranges()) {
+      if (!nearest || distance(range) < distance(*nearest)) nearest = &range;
     }
-    if (!found && !nearest) fail(site, text() + " out of bounds: no memory is known");
-    if (!found) {
-      fail(site, text() + " out of bounds: at byte " + std::to_string(int64_t(address - nearest->begin)) +
-                     " of " + nearest->name +
-                     (nearest->contains(address, bytes)
-                          ? ", which is read-only"
-                          : ", which ends at byte " + std::to_string(nearest->end() - nearest->begin)));
-    }
+    if (!nearest) fail(site, text() + " out of bounds: no memory is known");
+    fail(site, text() + " out of bounds: at byte " + std::to_string(int64_t(address - nearest->begin)) +
+                   " of " + nearest->name +
+                   (nearest->contains(address, bytes)
+                        ? ", which is read-only"
+                        : ", which ends at byte " + std::to_string(nearest->end() - nearest->begin)));
   }
 #if WITH_ASAN
   if (const void* bad = __asan_region_is_poisoned(reinterpret_cast<void*>(address), size_t(bytes))) {
@@ -717,8 +734,9 @@ void Runner::access_global(uintptr_t address, int bytes, Kind kind, Site site) {
                    " of it is in no allocation");
   }
 #endif
-  if (kind != Kind::store) counters_.loaded += bytes;
-  if (kind != Kind::load) counters_.stored += bytes;
+  Traffic& traffic = traffic_[size_t(std::max(range, 0))];
+  if (kind != Kind::store) traffic.loaded += bytes;
+  if (kind != Kind::load) traffic.stored += bytes;
   if (sampled_) fibers_[size_t(current_)].log.push_back({site, address, uint8_t(bytes), false, kind});
 }
 
@@ -797,8 +815,16 @@ void Runner::evaluate_request(const Access* const* accesses, int count, SiteSum&
 
 // ------------------------------------------------------------------------------------ the host's side
 
-Memory::Memory() : outer_(memory_in_force) { memory_in_force = this; }
-Memory::~Memory() { memory_in_force = outer_; }
+Memory::Memory() : before_(memory_in_force) { memory_in_force = this; }
+Memory::~Memory() { memory_in_force = before_; }
+
+void add_table(const void* data, int64_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  std::lock_guard<std::mutex> lock(settings.mutex);
+  auto tables = std::make_shared<Tables>(*settings.tables);
+  (*tables)[begin] = {"tables", begin, 1, 1, 0, bytes, 1, Memory::Access::read};
+  settings.tables = std::move(tables);
+}
 
 void Memory::add(const char* name, const void* data, int64_t bytes, Access access) {
   add_matrix(name, data, 1, 1, 0, bytes, 1, access);
@@ -849,18 +875,23 @@ void reset_counters() {
 
 void set_seed(uint64_t seed) { settings.seed = seed; }
 void set_most_blocks(int64_t blocks) { settings.most_blocks = blocks; }
+void set_most_shared_bytes(int bytes) { settings.most_shared_bytes = std::min(bytes, kMostSharedBytes); }
 
 void run(const Kernel& kernel) {
   if (kernel.threads < kWarp || kernel.threads > kMostThreads || kernel.threads % kWarp ||
-      kernel.shared_bytes < 0 || kernel.shared_bytes > kMostSharedBytes) {
+      kernel.shared_bytes < 0 || kernel.shared_bytes > settings.most_shared_bytes) {
     throw Error("kernel " + std::string(kernel.name) + ": expected whole warps of up to " +
-                std::to_string(kMostThreads) + " threads and up to " + std::to_string(kMostSharedBytes) +
-                " bytes of shared memory, got " + std::to_string(kernel.threads) + " threads and " +
-                std::to_string(kernel.shared_bytes) + " bytes");
+                std::to_string(kMostThreads) + " threads and up to " +
+                std::to_string(settings.most_shared_bytes) + " bytes of shared memory, got " +
+                std::to_string(kernel.threads) + " threads and " + std::to_string(kernel.shared_bytes) +
+                " bytes");
   }
   const int64_t most = settings.most_blocks;
   const int64_t grid_y = (kernel.blocks + most - 1) / most, grid_x = (kernel.blocks + grid_y - 1) / grid_y;
-  Run launch{kernel, memory_in_force, settings.seed, unsigned(grid_x), unsigned(grid_y)};
+  std::unique_lock<std::mutex> lock(settings.mutex);
+  const auto tables = settings.tables;
+  lock.unlock();
+  Run launch{kernel, memory_in_force, tables, settings.seed, unsigned(grid_x), unsigned(grid_y)};
   const int64_t count = grid_x * grid_y;
   // Blocks in an order of their own too. The prime has no factor in common with any count below it.
   constexpr uint64_t kPrime = 2654435761u;
@@ -891,6 +922,16 @@ void run(const Kernel& kernel) {
   result.blocks = kernel.blocks;
   result.threads = kernel.threads;
   result.shared_bytes = kernel.shared_bytes;
+  for (size_t i = 0; i < launch.traffic.size(); ++i) {
+    const Traffic& traffic = launch.traffic[i];
+    result.loaded += traffic.loaded;
+    result.stored += traffic.stored;
+    if (!launch.memory) break;
+    const auto& ranges = launch.memory->ranges();
+    Traffic& total = result.memory[i < ranges.size() ? ranges[i].name : "tables"];
+    total.loaded += traffic.loaded;
+    total.stored += traffic.stored;
+  }
   for (const auto& [key, sum] : launch.sites) {
     const std::string file = key.file;
     const char* kind = key.kind == Kind::load ? "load" : key.kind == Kind::store ? "store" : "atomic";
@@ -898,7 +939,7 @@ void run(const Kernel& kernel) {
                             std::string(key.shared ? "shared " : "global ") + kind, sum.requests, sum.worst,
                             sum.sum});
   }
-  std::lock_guard<std::mutex> lock(settings.mutex);
+  lock.lock();
   settings.counters.push_back(std::move(result));
 }
 

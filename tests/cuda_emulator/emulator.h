@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -50,12 +51,14 @@ class Memory {
     uintptr_t end() const;
   };
   const std::vector<Range>& ranges() const { return ranges_; }
-  const Memory* outer() const { return outer_; }
 
  private:
   std::vector<Range> ranges_;
-  const Memory* outer_;
+  const Memory* before_;  // in force again when this one goes
 };
+
+// Memory that every kernel may read from now on.
+void add_table(const void* data, int64_t bytes);
 
 // How well the warps' accesses of one line fit the hardware. Taken from the first blocks of a launch and its last.
 struct SiteCounters {
@@ -66,18 +69,24 @@ struct SiteCounters {
   double worst = 0, sum = 0;
 };
 
+struct Traffic {
+  int64_t loaded = 0, stored = 0;  // bytes
+};
+
 struct LaunchCounters {
   std::string kernel;
   int64_t blocks = 0, threads = 0, shared_bytes = 0;
-  int64_t loaded = 0, stored = 0;                // bytes of global memory
+  int64_t loaded = 0, stored = 0;         // bytes of global memory
+  std::map<std::string, Traffic> memory;  // the same by the names in Memory; "tables": those of add_table
   int64_t shared_loaded = 0, shared_stored = 0;  // bytes of shared memory
   std::vector<SiteCounters> sites;
 };
 
 std::vector<LaunchCounters> counters();  // of the launches since the last reset, in order
 void reset_counters();
-void set_seed(uint64_t seed);          // of the order of threads; from the start DCTPS_EMULATOR_SEED, or 0
-void set_most_blocks(int64_t blocks);  // of gridDim.x, 2^31-1 by default, so that a test can go beyond
+void set_seed(uint64_t seed);           // of the order of threads; from the start DCTPS_EMULATOR_SEED, or 0
+void set_most_blocks(int64_t blocks);   // of gridDim.x, 2^31-1 by default, so that a test can go beyond
+void set_most_shared_bytes(int bytes);  // of a block, 227 KiB by default
 
 struct Kernel {
   const char* name;
