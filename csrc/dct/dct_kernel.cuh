@@ -443,9 +443,11 @@ class DctRow {
 
   template <int R, class Body>
   __device__ __forceinline__ void each_unpaired(const Body& body) const {
-    const int columns = plan_.points / R, lanes = threads_ < kWarp ? threads_ : kWarp;
-    for (int i = lane_; i <= R && lane_ < lanes; i += lanes) {
-      body(i <= R / 2 ? columns * i : columns / 2 + columns * (i - R / 2 - 1));
+    const int columns = plan_.points / R, lanes = threads_ < 8 ? threads_ : 8;  // more would meet in a bank
+    if (lane_ >= lanes) return;
+    for (int i = lane_; i < 8 + R / 2; i += lanes) {
+      if (i <= R / 2) body(columns * i);
+      if (i >= 8) body(columns / 2 + columns * (i - 8));
     }
   }
 
