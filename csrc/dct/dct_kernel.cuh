@@ -287,13 +287,16 @@ class DctRow {
   template <class Quad>
   __device__ __forceinline__ void forward(A alpha, bool from_quads, const Quad& quad) const {
     if (plan_.is_bluestein) {
-      convolve();
-    } else {
-      if (from_quads) {
-        first_from(quad);
-        sync();
-      }
-      passes<false>(from_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
+      enter_convolution();
+    } else if (from_quads) {
+      first_from(quad);
+      sync();
+    }
+    passes<false>(from_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
+    if (plan_.is_bluestein) {
+      multiply_spectra();
+      passes<true>(0, plan_.pass_count);
+      leave_convolution();
     }
     if (plan_.is_odd) {
       each(plan_.points, [&](int k) {
@@ -326,11 +329,13 @@ class DctRow {
     }
     sync();
     if (plan_.is_bluestein) {
-      convolve();
-    } else {
-      passes<true>(to_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
-      if (to_quads) last_to(quad);
+      enter_convolution();
+      passes<false>(0, plan_.pass_count);
+      multiply_spectra();
     }
+    passes<true>(to_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
+    if (plan_.is_bluestein) leave_convolution();
+    if (to_quads) last_to(quad);
   }
 
  private:
@@ -574,21 +579,24 @@ class DctRow {
 
   // ---- all other passes
 
-  // FFT_N from natural order to natural order: Z[k] = chirp[k] sum_n (z[n] chirp[n]) conj(chirp[k-n]).
-  __device__ __forceinline__ void convolve() const {
+  // Bluestein's FFT_N from natural order to natural order: Z[k] = chirp[k] sum_n (z[n] chirp[n]) conj(chirp[k-n]). The
+  // sum is a convolution: passes there, the product of the spectra, passes back. Being symmetric, it is the adjoint's too.
+  __device__ __forceinline__ void enter_convolution() const {
     each(plan_.size, [&](int n) {
       const int slot = plan_.slot(n);
       row_.put(slot,
                n < plan_.points ? row_.get(slot) * load_complex<A>(plan_.chirp, n) : ComplexValue<A>{0, 0});
     });
     sync();
-    passes<false>(0, plan_.pass_count);
+  }
+  __device__ __forceinline__ void multiply_spectra() const {
     each(plan_.size, [&](int n) {
       const int slot = plan_.slot(n);
       row_.put(slot, exchanged(row_.get(slot) * load_complex<A>(plan_.spectrum, n)));
     });
     sync();
-    passes<true>(0, plan_.pass_count);
+  }
+  __device__ __forceinline__ void leave_convolution() const {
     each(plan_.points, [&](int n) {
       const int slot = plan_.slot(n);
       row_.put(slot, exchanged(row_.get(slot)) * load_complex<A>(plan_.chirp, n));
