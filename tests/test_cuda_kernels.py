@@ -203,7 +203,7 @@ def test_x_is_read_once_and_y_written_once(n, out, dtype, transform):
     assert set(memory) <= {into, onto, "tables", "alpha"}
 
 
-# Bytes of shared memory that a row's element costs, stored and loaded: each exchange between passes 4 + 4, and
+# Bytes of shared memory that an element costs, stored and loaded: each exchange between passes 4 + 4, and
 # 4 + 4 for the tile from which y is stored, or to which dy is loaded, in 16-byte pieces. (Plus what the few
 # values cost that are their own partners.)
 SHARED_BYTES = {256: 24, 512: 24, 1024: 24, 2048: 24, 4096: 32, 8192: 32, 16384: 32, 32768: 32}

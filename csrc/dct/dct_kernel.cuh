@@ -79,10 +79,11 @@ __device__ __forceinline__ void dft4(ComplexValue<A>& v0, ComplexValue<A>& v1, C
   v3 = {b.re - d.im, b.im + d.re};
 }
 
+// Constants, where the index is one after unrolling.
 template <int R, class A>
-struct OddRoots {
+struct Roots {
   A cosine[R], sine[R];
-  __host__ __device__ constexpr OddRoots() : cosine{}, sine{} {
+  __host__ __device__ constexpr Roots() : cosine{}, sine{} {
     for (int i = 0; i < R; ++i) cosine[i] = A(cosine_of_turns(i, R)), sine[i] = A(sine_of_turns(i, R));
   }
 };
@@ -122,7 +123,7 @@ __device__ __forceinline__ void dft(ComplexValue<A> (&v)[R]) {
     }
   } else {
     constexpr int h = (R - 1) / 2;
-    constexpr OddRoots<R, A> roots;
+    constexpr Roots<R, A> roots;
     ComplexValue<A> plus[h], minus[h];
     const auto first = v[0];
 #pragma unroll
@@ -361,6 +362,7 @@ class DctRow {
 
   struct Finish {
     ComplexValue<A> a, b;
+    __device__ __forceinline__ Finish(ComplexValue<A> a, ComplexValue<A> b) : a(a), b(b) {}
     __device__ __forceinline__ Finish(const DevicePlan& plan, int k)
         : a(load_complex<A>(plan.finish, 2 * int64_t(k))),
           b(load_complex<A>(plan.finish, 2 * int64_t(k) + 1)) {}
@@ -446,6 +448,25 @@ class DctRow {
     }
   }
 
+  // The factors of columns i and M - i from those of k = i alone: a and b of i + M r, and then of M - i + M r, are these or
+  // their conjugates, turned by constant angles, because M / 2q = 1 / 4R.
+  template <int R>
+  struct PairedFinish {
+    Finish of_column;
+    __device__ __forceinline__ PairedFinish(const DevicePlan& plan, int i) : of_column(plan, i) {}
+    __device__ __forceinline__ Finish low(int r) const {
+      return {of_column.a * root(r), of_column.b * root(5 * r)};
+    }
+    __device__ __forceinline__ Finish high(int r) const {
+      const auto b = conj(of_column.b);
+      return {conj(of_column.a) * root(r + 1), ComplexValue<A>{-b.re, -b.im} * root(5 * (r + 1))};
+    }
+    static __device__ __forceinline__ ComplexValue<A> root(int i) {
+      constexpr Roots<8 * R, A> roots;
+      return {roots.cosine[i], -roots.sine[i]};
+    }
+  };
+
   template <int R, class Body>
   __device__ __forceinline__ void each_unpaired(const Body& body) const {
     const int columns = plan_.points / R, lanes = threads_ < 8 ? threads_ : 8;  // more would meet in a bank
@@ -467,10 +488,11 @@ class DctRow {
       dft(v);
       dft(w);
       if (i) {
+        const PairedFinish<R> factors(plan_, i);
 #pragma unroll
         for (int r = 0; r < R / 2; ++r) {
-          Finish(plan_, i + columns * r).forward(v[r], w[R - 1 - r], alpha);
-          Finish(plan_, columns - i + columns * r).forward(w[r], v[R - 1 - r], alpha);
+          factors.low(r).forward(v[r], w[R - 1 - r], alpha);
+          factors.high(r).forward(w[r], v[R - 1 - r], alpha);
         }
       }
       low = forgotten(low), high = forgotten(high);
@@ -492,10 +514,11 @@ class DctRow {
 #pragma unroll
       for (int r = 0; r < R; ++r) v[r] = row_.get(low ^ r), w[r] = row_.get(high ^ r);
       if (i) {
+        const PairedFinish<R> factors(plan_, i);
 #pragma unroll
         for (int r = 0; r < R / 2; ++r) {
-          Finish(plan_, i + columns * r).adjoint(v[r], w[R - 1 - r]);
-          Finish(plan_, columns - i + columns * r).adjoint(w[r], v[R - 1 - r]);
+          factors.low(r).adjoint(v[r], w[R - 1 - r]);
+          factors.high(r).adjoint(w[r], v[R - 1 - r]);
         }
       }
       dft(v);
