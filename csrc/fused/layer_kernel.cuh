@@ -112,7 +112,7 @@ __device__ __forceinline__ Values<A, R> given(const A* data, int64_t first, int6
 
 template <class Config>
 __global__ void __launch_bounds__(Config::most_threads, 1)
-    layer_forward_kernel(const LayerForwardArgs<typename Config::E> args) {
+    layer_forward_kernel(const __grid_constant__ LayerForwardArgs<typename Config::E> args) {
   using E = typename Config::E;
   using A = typename Config::A;
   constexpr int R = Config::rows;
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
 
 template <class Config, bool kEntryGradients>
 __global__ void __launch_bounds__(Config::most_threads, 1)
-    layer_backward_kernel(const LayerBackwardArgs<typename Config::E> args) {
+    layer_backward_kernel(const __grid_constant__ LayerBackwardArgs<typename Config::E> args) {
   using E = typename Config::E;
   using A = typename Config::A;
   constexpr int R = Config::rows;

@@ -44,7 +44,7 @@ struct ChunkedSums {
 };
 
 // What the rule is asked about.
-struct LayerWork {
+struct TileWork {
   int64_t rows;
   int64_t size;              // q: max(m, n)
   int64_t most_rows;         // of a block
@@ -70,7 +70,7 @@ struct LayerRule {
   int log_row_threads;  // fused: threads of a row's transform
   int turns;            // of RowSums: classes / threads
 
-  LayerRule(const LayerWork& work, const DeviceLimits& limits) {
+  LayerRule(const TileWork& work, const DeviceLimits& limits) {
     // A thread for about four columns: it is also the number of classes in RowSums.
     int log_classes = ceil_log2((work.size + 3) / 4);
     while (1 << log_classes < kFewestThreads) ++log_classes;
@@ -94,9 +94,10 @@ struct LayerRule {
     fused = fused_rows > 0 && work.fused_bytes + work.csr_bytes / fused_rows <=
                                   work.separate_bytes + work.csr_bytes / (separate_rows > 0 ? separate_rows : 1);
     rows = fused ? fused_rows : separate_rows;
-    // A small batch: fewer rows a block, so that there are two blocks for every multiprocessor.
+    // A small batch: fewer rows a block, so that there are two blocks for every multiprocessor; but whole warps.
     while (rows > 1 && (work.rows_in_turn ? rows > work.rows_in_turn
                                           : ceil_div(work.rows, rows) < 2 * limits.sm_count)) {
+      if (fused && rows / 2 << log_row_threads < kFewestThreads) break;
       rows /= 2;
     }
     threads = fused ? rows << log_row_threads : classes;
@@ -105,7 +106,7 @@ struct LayerRule {
 
  private:
   // The most rows, a power of two, that leave room for two blocks on a multiprocessor; or one; or none.
-  static int fitting_rows(int most, int64_t row_bytes, const LayerWork& work, const DeviceLimits& limits) {
+  static int fitting_rows(int most, int64_t row_bytes, const TileWork& work, const DeviceLimits& limits) {
     for (int r = most; r > 1; r /= 2) {
       const int64_t bytes = r * row_bytes + work.extra_bytes;
       if (2 * (bytes + kReserved) <= limits.shared_bytes_per_sm && bytes <= limits.shared_bytes_per_block) return r;
