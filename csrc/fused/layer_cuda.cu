@@ -50,6 +50,7 @@ LayerRule forward_rule(const LinearForwardArgs& args, const DeviceLimits& limits
                     .separate_bytes = 2 * (args.n * e + args.m * a) + args.m * e,
                     .csr_bytes = args.s.nnz * (4 + a) + args.m * 4,
                     .rows_in_turn = 0,
+                    .blocks = 0,
                     .can_fuse = true},
                    limits);
 }
@@ -77,6 +78,7 @@ LayerRule backward_rule(const LinearBackwardArgs& args, const DeviceLimits& limi
                     .separate_bytes = 2 * (args.m * e + args.n * a) + x_bytes + dx_bytes,
                     .csr_bytes = args.s.nnz * (4 + a + (args.sums.dvalues ? 2 * a : 0)) + args.n * 4,
                     .rows_in_turn = has_sums ? cut.chunk_rows : 0,
+                    .blocks = cut.chunks * cut.sections,
                     .can_fuse = !has_sums || cut.sections == 1},
                    limits);
 }

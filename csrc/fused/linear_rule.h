@@ -19,13 +19,12 @@ inline int ceil_log2(int64_t value) {
 // How the backward pass sums over the batch: the rows in chunks, each summed row by row by one block (or, where chunks
 // are few, one for each section of the columns), the chunks added up in order at the end.
 struct ChunkedSums {
-  static constexpr int64_t kMultiprocessors = 132, kMostWaves = 4;
-  static constexpr int64_t kFewestRows = 4;
-  // Writing and reading the chunks' sums may cost this share of moving x, dy and dx, beyond what keeps the device busy ...
-  static constexpr int64_t kTrafficShare = 8;
-  // ... and they may take this much memory.
-  static constexpr int64_t kMostBytes = int64_t(128) << 20;
-  static constexpr int64_t kFewestColumns = 256;  // of a section
+  static constexpr int64_t kMultiprocessors = 132, kMostWaves = 4, kFewestRows = 4, kFewestColumns = 64;
+  // More chunks than multiprocessors only as long as writing and reading their sums costs no more than this share of
+  // moving x, dy and dx.
+  static constexpr int64_t kTrafficShare = 2;
+  // Of all chunks' sums: a block adds to its own after every few rows, so they should stay in L2.
+  static constexpr int64_t kMostBytes = int64_t(24) << 20;
 
   int64_t chunks, chunk_rows;
   int sections;
@@ -55,7 +54,8 @@ struct TileWork {
   int64_t fused_bytes;       // of global memory that a row moves, fused ...
   int64_t separate_bytes;    // ... and in two passes
   int64_t csr_bytes;         // that a block reads and writes for S, whatever its rows
-  int64_t rows_in_turn;      // a block takes that many rows in turn, which keeps the device busy; 0: one tile of rows
+  int64_t rows_in_turn;      // a block takes that many rows in turn; 0: one tile of rows
+  int64_t blocks;            // that there are then
   bool can_fuse;
 };
 
@@ -105,11 +105,13 @@ struct LayerRule {
   }
 
  private:
-  // The most rows, a power of two, that leave room for two blocks on a multiprocessor; or one; or none.
+  // The most rows, a power of two, that leave room for two blocks on a multiprocessor, if there are so many; or one row;
+  // or none.
   static int fitting_rows(int most, int64_t row_bytes, const TileWork& work, const DeviceLimits& limits) {
+    const int blocks = work.rows_in_turn && work.blocks <= limits.sm_count ? 1 : 2;
     for (int r = most; r > 1; r /= 2) {
       const int64_t bytes = r * row_bytes + work.extra_bytes;
-      if (2 * (bytes + kReserved) <= limits.shared_bytes_per_sm && bytes <= limits.shared_bytes_per_block) return r;
+      if (blocks * (bytes + kReserved) <= limits.shared_bytes_per_sm && bytes <= limits.shared_bytes_per_block) return r;
     }
     return row_bytes + work.extra_bytes <= limits.shared_bytes_per_block ? 1 : 0;
   }
