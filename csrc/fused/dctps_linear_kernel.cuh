@@ -49,45 +49,13 @@ __device__ __forceinline__ auto transform_row(const LinearKernelArgs<Layer>& arg
 }
 
 // Calls body(row, i) for the chunks of a tile that are this thread's, i its first element; neighbours in a row for
-// neighbouring threads.
+// neighbouring threads. `part`: only of the first 1 / part of each row.
 template <class E, class Body>
-__device__ __forceinline__ void each_chunk(const LinearTiles& shape, const Body& body) {
-  const int chunks = int(shape.by_chunks.value), count = chunks << shape.log_rows;
+__device__ __forceinline__ void each_chunk(const LinearTiles& shape, int part, const Body& body) {
+  const int chunks = int(shape.by_chunks.value) / part, count = chunks << shape.log_rows;
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
-    const int row = int(shape.by_chunks.quotient(uint32_t(i)));
+    const int row = int(shape.by_chunks.quotient(uint32_t(i * part)));
     body(row, (i - row * chunks) * kChunk<E>);
-  }
-}
-
-// Loads a tile, put(row, i, values) for each of its chunks. A thread has 32 bytes under way at once, which with as many
-// threads as a multiprocessor holds hides the latency of memory at full bandwidth.
-template <class E, class Put>
-__device__ __forceinline__ void load_tile(const LinearTiles& shape, const RowBlock<E>& from, const Put& put) {
-  constexpr int kBatch = 32 / (kChunk<E> * int(sizeof(E)));
-  const int chunks = int(shape.by_chunks.value), count = chunks << shape.log_rows;
-  for (int first = int(threadIdx.x); first < count; first += kBatch * int(blockDim.x)) {
-    typename RowBlock<E>::WholeChunk whole[kBatch];
-    auto each = [&](auto body) __attribute__((always_inline)) {
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int chunk = forgotten(first) + b * int(blockDim.x);
-        if (chunk >= count) break;
-        const int row = int(shape.by_chunks.quotient(uint32_t(chunk)));
-        body(b, row, (chunk - row * chunks) * kChunk<E>);
-      }
-    };
-    each([&](int b, int row, int i) {
-      if (from.is_whole(row, i)) whole[b] = from.load_whole(row, i);
-    });
-    each([&](int b, int row, int i) {
-      E values[kChunk<E>];
-      if (from.is_whole(row, i)) {
-        RowBlock<E>::unpack(whole[b], values);
-      } else {
-        from.load_chunk(row, i, values);
-      }
-      put(row, i, values);
-    });
   }
 }
 
@@ -161,7 +129,9 @@ __global__ void __launch_bounds__(Config::bounding_threads)
     if (!shape.by_quads) {
       const RowBlock<E> x(layer.x, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n,
                           shape.input_vectors);
-      load_tile(shape, x, [&](int row, int i, const E(&values)[kChunk<E>]) {
+      each_chunk<E>(shape, 1, [&](int row, int i) {
+        E values[kChunk<E>];
+        x.load_chunk(row, i, values);
         put_time_chunk(plan, transform_row<Config>(args, row), i, values);
       });
       sync_block();
@@ -170,16 +140,30 @@ __global__ void __launch_bounds__(Config::bounding_threads)
     sync_block();
     const RowBlock<Output> y(layer.y, tile << shape.log_rows, layer.rows, shape.log_rows, layer.m,
                              shape.output_vectors);
-    each_chunk<E>(shape, [&](int row, int first) {
+    auto add_bias_and_store = [&](int row, int first, A(&values)[kChunk<E>]) __attribute__((always_inline)) {
       if (row >= y.rows || first >= y.length) return;
-      const auto result = transform_row<Config>(args, row);
-      A values[kChunk<E>]{};
-      each_frequency_part<kChunk<E>>(plan, first, [&](int e, int part) {
-        values[e] = result.get_part(part);
-        if (bias && first + e < y.length) values[e] += load(bias + first + e);
-      });
+#pragma unroll
+      for (int e = 0; bias && e < kChunk<E>; ++e) {
+        if (first + e < y.length) values[e] += load(bias + first + e);
+      }
       store_results(y, row, first, values);
-    });
+    };
+    if (in_pairs<E>(plan)) {
+      each_chunk<E>(shape, 2, [&](int row, int first) {
+        A low[kChunk<E>], high[kChunk<E>];
+        get_chunk_pair(plan, transform_row<Config>(args, row), first, low, high);
+        add_bias_and_store(row, first, low);
+        add_bias_and_store(row, plan.length - first - kChunk<E>, high);
+      });
+    } else {
+      each_chunk<E>(shape, 1, [&](int row, int first) {
+        const auto result = transform_row<Config>(args, row);
+        A values[kChunk<E>]{};
+        each_frequency_part<kChunk<E>>(plan, first,
+                                       [&](int e, int part) { values[e] = result.get_part(part); });
+        add_bias_and_store(row, first, values);
+      });
+    }
   }
 }
 
@@ -197,11 +181,21 @@ __global__ void __launch_bounds__(Config::bounding_threads)
     if (tile != block_index()) sync_block();
     const RowBlock<E> dy(layer.dy, tile << shape.log_rows, layer.rows, shape.log_rows, layer.m,
                          shape.input_vectors);
-    load_tile(shape, dy, [&](int row, int i, const E(&values)[kChunk<E>]) {
-      const auto start = transform_row<Config>(args, row);
-      each_frequency_part<kChunk<E>>(
-          plan, i, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
-    });
+    if (in_pairs<E>(plan)) {
+      each_chunk<E>(shape, 2, [&](int row, int first) {
+        const auto low = dy.load_chunk(row, first);
+        const auto high = dy.load_chunk(row, plan.length - first - kChunk<E>);
+        put_chunk_pair<kChunk<E>>(plan, transform_row<Config>(args, row), first, low, high);
+      });
+    } else {
+      each_chunk<E>(shape, 1, [&](int row, int first) {
+        E values[kChunk<E>];
+        dy.load_chunk(row, first, values);
+        const auto start = transform_row<Config>(args, row);
+        each_frequency_part<kChunk<E>>(
+            plan, first, [&](int e, int part) { start.put_part(part, to_accumulator(values[e])); });
+      });
+    }
     sync_block();
     dct_row<Config>(args).adjoint(shape.by_quads, StoreQuads<Output>{layer, shape, tile});
     if (shape.by_quads) continue;
@@ -209,7 +203,7 @@ __global__ void __launch_bounds__(Config::bounding_threads)
     const A alpha = alpha_of<A>(layer);
     const RowBlock<Output> dx(layer.dx, tile << shape.log_rows, layer.rows, shape.log_rows, layer.n,
                               shape.output_vectors);
-    each_chunk<E>(shape, [&](int row, int first) {
+    each_chunk<E>(shape, 1, [&](int row, int first) {
       if (row >= dx.rows || first >= dx.length) return;
       A values[kChunk<E>]{};
       get_time_chunk<E>(plan, transform_row<Config>(args, row), first, values);

@@ -32,31 +32,35 @@ struct RowBlock {
     return vectors && row < rows && i + kChunk<E> <= length;
   }
 
-  // A chunk as it comes from memory: half the registers, for 2-byte types, of its elements.
+  // A chunk as it comes from memory: of 2-byte types half the registers of its elements, and no use of them, which would
+  // wait, before the next load.
   static constexpr int kWide = 16 / int(sizeof(E));
-  struct WholeChunk {
+  struct Packed {
     Pack<E, kWide> packs[kChunk<E> / kWide];
+    __device__ __forceinline__ E& operator[](int e) { return packs[e / kWide][e % kWide]; }
+    __device__ __forceinline__ const E& operator[](int e) const { return packs[e / kWide][e % kWide]; }
   };
-  __device__ __forceinline__ WholeChunk load_whole(int row, int i DCTPS_SITE) const {
-    WholeChunk chunk;
+
+  // Elements i .. i + kChunk - 1 of a row, zeros where there are none.
+  __device__ __forceinline__ Packed load_chunk(int row, int i DCTPS_SITE) const {
+    Packed chunk;
+    const E* source = data + row * row_stride + i * stride;
+    if (is_whole(row, i)) {
 #pragma unroll
-    for (int p = 0; p < kChunk<E> / kWide; ++p) {
-      chunk.packs[p] = load<kWide, Cache::streaming>(data + row * row_stride + i + p * kWide DCTPS_AT);
+      for (int p = 0; p < kChunk<E> / kWide; ++p) {
+        chunk.packs[p] = load<kWide, Cache::streaming>(source + p * kWide DCTPS_AT);
+      }
+    } else {
+      const int count = row < rows ? length - i : 0;
+#pragma unroll
+      for (int e = 0; e < kChunk<E>; ++e) chunk[e] = e < count ? load(source + e * stride DCTPS_AT) : E{};
     }
     return chunk;
   }
-
-  // Elements i .. i + kChunk - 1 of a row, zeros where there are none.
   __device__ __forceinline__ void load_chunk(int row, int i, E (&values)[kChunk<E>] DCTPS_SITE) const {
-    if (is_whole(row, i)) return unpack(load_whole(row, i DCTPS_AT), values);
-    const E* source = data + row * row_stride + i * stride;
-    const int count = row < rows ? length - i : 0;
+    const Packed chunk = load_chunk(row, i DCTPS_AT);
 #pragma unroll
-    for (int e = 0; e < kChunk<E>; ++e) values[e] = e < count ? load(source + e * stride DCTPS_AT) : E{};
-  }
-  static __device__ __forceinline__ void unpack(const WholeChunk& chunk, E (&values)[kChunk<E>]) {
-#pragma unroll
-    for (int e = 0; e < kChunk<E>; ++e) values[e] = chunk.packs[e / kWide][e % kWide];
+    for (int e = 0; e < kChunk<E>; ++e) values[e] = chunk[e];
   }
 
   __device__ __forceinline__ void store_chunk(int row, int i, const E (&values)[kChunk<E>] DCTPS_SITE) const {
@@ -149,6 +153,38 @@ __device__ __forceinline__ void each_frequency_part(const DevicePlan& plan, int 
   for (int e = 0; e < Count; ++e) {
     if (k + e < plan.length) body(e, frequency_part(plan, k + e));
   }
+}
+
+// Where it can, y is moved in pairs of chunks, y[k .. k + kChunk - 1] and y[q - k - kChunk .. q - k - 1]: their values lie
+// side by side, all but the first of each.
+template <class E>
+__device__ __forceinline__ bool in_pairs(const DevicePlan& plan) {
+  return plan.first_radix % kChunk<E> == 0;
+}
+
+template <class Row, class A, int count>
+__device__ __forceinline__ void get_chunk_pair(const DevicePlan& plan, const Row& row, int k, A (&low)[count],
+                                               A (&high)[count]) {
+  const int slot = frequency_slot(plan, k), next = k + count == plan.points ? 0 : k + count;
+#pragma unroll
+  for (int e = 1; e < count; ++e) {
+    const auto both = row.get(slot ^ step(plan.passes[0], e));
+    low[e] = both.re, high[count - e] = both.im;
+  }
+  low[0] = row.get_part(2 * slot);
+  high[0] = row.get_part(2 * frequency_slot(plan, next) + 1);
+}
+
+template <int count, class Row, class Chunk>
+__device__ __forceinline__ void put_chunk_pair(const DevicePlan& plan, const Row& row, int k,
+                                               const Chunk& low, const Chunk& high) {
+  const int slot = frequency_slot(plan, k), next = k + count == plan.points ? 0 : k + count;
+#pragma unroll
+  for (int e = 1; e < count; ++e) {
+    row.put(slot ^ step(plan.passes[0], e), {to_accumulator(low[e]), to_accumulator(high[count - e])});
+  }
+  row.put_part(2 * slot, to_accumulator(low[0]));
+  row.put_part(2 * frequency_slot(plan, next) + 1, to_accumulator(high[0]));
 }
 
 // Puts a chunk of x where DctRow::forward wants it.

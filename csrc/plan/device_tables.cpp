@@ -97,13 +97,13 @@ int rank(std::vector<int> vectors) {
 
 // Sets what DevicePlan::slot exchanges. Shared memory serves 16 lanes at once, each a complex float, without conflict
 // if their slots differ in the low 4 bits: if these, as linear functions of the 4 bits of the lane's number, have rank
-// 4. Wanted for each pass (lanes are its columns, then blocks, then rows of the tile), and rank 4 of 5 bits where the 32
-// lanes of a warp move 4 or 8 neighbouring values each to or from y, 4 bytes at a time. The terms are found by trying,
-// one after the other, each time the one that leaves the least missing. Digits of odd radices lie above the swizzled
-// bits, so that the strides of their passes remain sums.
+// 4. Wanted for each pass (lanes are its columns, then blocks, then rows of the tile), and where lanes move 4 or 8
+// neighbouring values each to or from y. The terms are found by trying, one after the other, each time the one that
+// leaves the least missing. Digits of odd radices lie above the swizzled bits, so that the strides of their passes
+// remain sums.
 void choose_swizzle(DevicePlan& plan) {
-  int tail = 0,
-      lanes = 0;  // bits of the power of two at the end; of the lane's number that are not the row's
+  int tail = 0;   // bits of the power of two at the end
+  int lanes = 0;  // bits of the lane's number that are not the row's
   while (plan.size % (2 << tail) == 0) ++tail;
   while (lanes < 4 && (kValuesPerThread << lanes) < plan.size) ++lanes;
   plan.row_shift = lanes;
@@ -135,8 +135,8 @@ void choose_swizzle(DevicePlan& plan) {
   patterns.push_back(order);
   for (auto& pattern : patterns) pattern.resize(std::min(pattern.size(), size_t(lanes)));
   for (size_t first : {size_t(2), size_t(3)}) {
-    if (order.size() >= first + 5)
-      patterns.emplace_back(order.begin() + long(first), order.begin() + long(first) + 5);
+    if (order.size() < first + 4) continue;
+    patterns.emplace_back(order.begin() + long(first), order.begin() + long(first) + 4);
   }
   auto missing = [&] {
     int result = 0;
