@@ -203,26 +203,33 @@ def test_x_is_read_once_and_y_written_once(n, out, dtype, transform):
     assert set(memory) <= {into, onto, "tables", "alpha"}
 
 
-# Bytes of shared memory that an element costs, stored and loaded: each exchange between passes 4 + 4, and
-# 4 + 4 for the tile from which y is stored, or to which dy is loaded, in 16-byte pieces. (Plus what the few
-# values cost that are their own partners.)
-SHARED_BYTES = {256: 24, 512: 24, 1024: 24, 2048: 24, 4096: 32, 8192: 32, 16384: 32, 32768: 32}
+# Bytes of shared memory that an element costs, stored and loaded: an exchange between passes 4 + 4, and 4 + 4
+# for the tile from which y is stored, or to which dy is loaded, in 16-byte pieces. (Plus what the few values
+# cost that are their own partners.) Then the bytes that the banks' cycles could have moved, of dct and idct.
+# The figures of docs/kernels-cuda.md.
+SHARED_BYTES = {
+    256: (25, 28, 33),
+    512: (24, 28, 33),
+    1024: (24, 31, 32),
+    2048: (24, 30, 31),
+    4096: (32, 38, 38),
+    8192: (32, 37, 37),
+    16384: (32, 37, 37),
+    32768: (32, 38, 38),
+}
 
 
 @TRANSFORMS
 @pytest.mark.parametrize("q", SHARED_BYTES)
 def test_shared_traffic_and_bank_conflicts_of_powers_of_two(q, transform):
-    rows = max(1, 4096 // q)
-    x = torch.randn(rows, q)
+    x = torch.randn(max(1, 4096 // q), q)
     (launch,) = launches_of(lambda: transform(x))
-    moved = launch["shared_loaded"] + launch["shared_stored"]
-    assert moved <= 1.05 * SHARED_BYTES[q] * x.numel()
+    assert launch["blocks"] <= 8  # the emulator looks at these
+    bytes_moved, *bytes_of_cycles = SHARED_BYTES[q]
+    assert launch["shared_loaded"] + launch["shared_stored"] <= (bytes_moved + 0.5) * x.numel()
     shared = [site for site in launch["sites"] if site["kind"].startswith("shared")]
+    cycles = sum(site["mean"] * site["requests"] for site in shared)  # of 128 bytes each
+    assert 128 * cycles <= (bytes_of_cycles[transform is dctps_ext.idct] + 0.6) * x.numel()
     exchanges = [site for site in shared if site["place"].startswith("dct_kernel.cuh")]
     assert len(exchanges) >= 6
     assert max(site["worst"] for site in exchanges) <= 2
-    requests = sum(site["requests"] for site in exchanges)
-    assert sum(site["mean"] * site["requests"] for site in exchanges) <= 1.35 * requests
-    # The tile's: 4 bytes of every 8, so 2 at best.
-    tile = [site for site in shared if site not in exchanges]
-    assert all(site["mean"] <= 2.2 for site in tile)
