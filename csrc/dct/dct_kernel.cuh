@@ -673,7 +673,10 @@ class DctRow {
       const int block = int(pass.by_columns.quotient(uint32_t(i)));
       const int column = i - block * pass.columns;
       int base = plan_.slot(block * R * pass.columns + column);
-      auto slot = [&](int r) { return R % 2 ? base + r * pass.columns : base ^ step(pass, r); };
+      const int one = forgotten(pass.steps[0]);  // or all 16 combinations of steps would stay in registers
+      auto slot = [&](int r) {
+        return R % 2 ? base + r * pass.columns : base ^ (r & 1 ? one : 0) ^ step(pass, r & ~1);
+      };
       ComplexValue<A> v[R];
 #pragma unroll
       for (int r = 0; r < R; ++r) v[r] = row_.get(slot(r));

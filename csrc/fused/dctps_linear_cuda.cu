@@ -25,10 +25,8 @@ struct Launch {
       : row_bytes(plan.slots * complex_bytes), in_shared(row_bytes <= limits.shared_bytes_per_block) {
     const int log_most = 2 * row_bytes > limits.shared_bytes_per_sm ? 9 : 8;
     while (log_threads < log_most && (kValuesPerThread << log_threads) < plan.size) ++log_threads;
-    if (in_shared) {
-      while (log_rows + log_threads < kLogFewestThreads) ++log_rows;
-      while ((row_bytes << log_rows) > limits.shared_bytes_per_block) --log_rows;
-    }
+    while (log_rows + log_threads < kLogFewestThreads) ++log_rows;
+    while (in_shared && (row_bytes << log_rows) > limits.shared_bytes_per_block) --log_rows;
     tiles = (rows + (int64_t(1) << log_rows) - 1) >> log_rows;
     blocks = in_shared ? tiles : std::min<int64_t>(tiles, kBlocksPerMultiprocessor * limits.sm_count);
   }
@@ -78,8 +76,8 @@ void launch_typed(const Layer& layer, const Rows& input, const Rows& output, con
 }
 
 template <class Layer, class KernelOf>
-void launch_dct(const Layer& layer, const Rows& input, const Rows& output, bool wide, const CudaContext& context,
-                const char* name, const KernelOf& kernel_of) {
+void launch_dct(const Layer& layer, const Rows& input, const Rows& output, bool wide,
+                const CudaContext& context, const char* name, const KernelOf& kernel_of) {
   dispatch(layer.dtype, [&](auto element) {
     using E = decltype(element);
     if (wide) {

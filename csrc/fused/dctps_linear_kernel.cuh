@@ -43,8 +43,8 @@ __device__ __forceinline__ auto transform_row(const LinearKernelArgs<Layer>& arg
   if constexpr (Config::in_shared) {
     return SharedRow<A>(args.plan, shared_memory<A>(), row);
   } else {
-    static_cast<void>(row);  // a tile is one row
-    return GlobalRow<A>(static_cast<A*>(args.scratch) + 2 * block_index() * args.plan.slots);
+    const int64_t place = (block_index() << args.shape.log_rows) + row;
+    return GlobalRow<A>(static_cast<A*>(args.scratch) + 2 * place * args.plan.slots);
   }
 }
 

@@ -31,13 +31,16 @@ int64_t tile_bytes(DType dtype, int64_t size) {
   return result;
 }
 
-bool takes_transform(const LinearBackwardArgs& args) { return args.has_dct && (args.dx.data || args.sums.dalpha); }
+bool takes_transform(const LinearBackwardArgs& args) {
+  return args.has_dct && (args.dx.data || args.sums.dalpha);
+}
 bool sums_batch(const LinearBackwardArgs& args) {
   return args.sums.dvalues || args.sums.dalpha || args.sums.dbias;
 }
 
 LayerRule forward_rule(const LinearForwardArgs& args, const DeviceLimits& limits) {
-  const int64_t e = element_bytes(args.dtype), a = accumulator_bytes(args.dtype), q = std::max(args.m, args.n);
+  const int64_t e = element_bytes(args.dtype), a = accumulator_bytes(args.dtype),
+                q = std::max(args.m, args.n);
   const DevicePlan plan = args.has_dct ? device_plan_layout(q) : DevicePlan{};
   return LayerRule({.rows = args.rows,
                     .size = q,
@@ -61,7 +64,8 @@ ChunkedSums chunked_sums(const LinearBackwardArgs& args) {
 }
 
 LayerRule backward_rule(const LinearBackwardArgs& args, const DeviceLimits& limits) {
-  const int64_t e = element_bytes(args.dtype), a = accumulator_bytes(args.dtype), q = std::max(args.m, args.n);
+  const int64_t e = element_bytes(args.dtype), a = accumulator_bytes(args.dtype),
+                q = std::max(args.m, args.n);
   const bool transforms = takes_transform(args), has_sums = sums_batch(args);
   const DevicePlan plan = transforms ? device_plan_layout(q) : DevicePlan{};
   const ChunkedSums cut = chunked_sums(args);
@@ -163,10 +167,11 @@ void with_config(const LayerRule& rule, bool has_dct, const Body& body) {
 
 // The shape of a block whose tile has rows of `size` elements.
 template <class Config>
-LayerShape layer_shape(const LayerRule& rule, const DevicePlan& plan, const Rows& input, int64_t rows, DType dtype,
-                       int64_t tile_bytes, bool sums_rows) {
+LayerShape layer_shape(const LayerRule& rule, const DevicePlan& plan, const Rows& input, int64_t rows,
+                       DType dtype, int64_t tile_bytes, bool sums_rows) {
   using A = typename Config::A;
-  const int64_t transform = Config::dct == DctPart::fused ? Config::rows * plan.slots * 2 * int64_t(sizeof(A)) : 0;
+  const int64_t transform =
+      Config::dct == DctPart::fused ? Config::rows * plan.slots * 2 * int64_t(sizeof(A)) : 0;
   const int64_t tile = align(transform), row_sums = align(tile + tile_bytes);
   const int64_t bytes = row_sums + (sums_rows ? kRowSumsValues * int64_t(sizeof(A)) : 0);
   return {.log_row_threads = rule.log_row_threads,
@@ -230,18 +235,21 @@ void launch_backward(const LinearBackwardArgs& args, const void* given, int64_t 
         .given = static_cast<const A*>(given),
         .alpha = static_cast<const A*>(args.alpha),
         .s_columns = {s.nnz, s.ccol, s.row,
-                      s.values ? reinterpret_cast<const A*>(memory + scratch.values) : nullptr, long_line(args.n)},
+                      s.values ? reinterpret_cast<const A*>(memory + scratch.values) : nullptr,
+                      long_line(args.n)},
         .dvalues = args.sums.dvalues ? sums : nullptr,
         .dbias = args.sums.dbias ? sums + s.nnz : nullptr,
         .sums_stride = s.nnz + args.m,
         .dalpha = args.sums.dalpha ? reinterpret_cast<double*>(memory + scratch.dalpha) : nullptr,
         .plan = context.plan ? *context.plan : DevicePlan{},
         .shape = {}};
-    call.shape = layer_shape<Config>(rule, call.plan, args.dy, args.rows, args.dtype, Config::Tile::bytes(call.m),
-                                     args.sums.dalpha);
+    call.shape = layer_shape<Config>(rule, call.plan, args.dy, args.rows, args.dtype,
+                                     Config::Tile::bytes(call.m), args.sums.dalpha);
     const int64_t chunks = ceil_div(args.rows, call.chunk_rows) - first_chunk;
-    launch(args.sums.dvalues && s.nnz ? layer_backward_kernel<Config, true> : layer_backward_kernel<Config, false>,
-           "layer_backward", {chunks * call.sections, rule.threads, call.shape.places.bytes}, context.stream, call);
+    launch(args.sums.dvalues && s.nnz ? layer_backward_kernel<Config, true>
+                                      : layer_backward_kernel<Config, false>,
+           "layer_backward", {chunks * call.sections, rule.threads, call.shape.places.bytes}, context.stream,
+           call);
   });
 }
 
@@ -251,12 +259,13 @@ void launch_gather(const SparseMatrix& s, const BackwardScratch& scratch, const 
   if (!s.values || !s.nnz) return;
   const GatherArgs<A> call{s.nnz, s.perm, static_cast<const A*>(s.values),
                            reinterpret_cast<A*>(static_cast<char*>(context.scratch) + scratch.values)};
-  launch(gather_values_kernel<A>, "gather_values", {ceil_div(s.nnz, kGatherThreads), kGatherThreads}, context.stream,
-         call);
+  launch(gather_values_kernel<A>, "gather_values", {ceil_div(s.nnz, kGatherThreads), kGatherThreads},
+         context.stream, call);
 }
 
 template <class A>
-void launch_add_up(const LinearBackwardArgs& args, const BackwardScratch& scratch, const CudaContext& context) {
+void launch_add_up(const LinearBackwardArgs& args, const BackwardScratch& scratch,
+                   const CudaContext& context) {
   if (!sums_batch(args)) return;
   const char* const memory = static_cast<const char*>(context.scratch);
   const AddUpArgs<A> call{.chunks = scratch.cut.chunks,
@@ -269,15 +278,17 @@ void launch_add_up(const LinearBackwardArgs& args, const BackwardScratch& scratc
                           .dalpha_parts = scratch.cut.chunks * scratch.cut.sections,
                           .parts = reinterpret_cast<const double*>(memory + scratch.dalpha),
                           .dalpha = args.sums.dalpha};
-  launch(add_up_kernel<A>, "add_up",
-         {ceil_div(args.s.nnz + args.m, kWarp) + 1, kAddUpWarps * kWarp, kAddUpWarps * kWarp * int(sizeof(A))},
-         context.stream, call);
+  launch(
+      add_up_kernel<A>, "add_up",
+      {ceil_div(args.s.nnz + args.m, kWarp) + 1, kAddUpWarps * kWarp, kAddUpWarps * kWarp * int(sizeof(A))},
+      context.stream, call);
 }
 
 // Rows first .. first + rows - 1 of a matrix.
 Rows rows_from(const Rows& matrix, int64_t first, int64_t bytes) {
   if (!matrix.data) return matrix;
-  return {static_cast<char*>(matrix.data) + first * matrix.row_stride * bytes, matrix.row_stride, matrix.stride};
+  return {static_cast<char*>(matrix.data) + first * matrix.row_stride * bytes, matrix.row_stride,
+          matrix.stride};
 }
 
 }  // namespace
