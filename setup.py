@@ -7,6 +7,9 @@ must be installed first and must be the torch of run time, so builds are never i
 
 Environment: DCTPS_FORCE_CUDA=1 or FORCE_CUDA=1 (a missing piece of the CUDA build is an error),
 DCTPS_FORCE_CPU=1 (no CUDA even where it could be built), TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX, CUDA_HOME.
+
+For the tests: DCTPS_EMULATED=1 compiles the CUDA sources for the host, against tests/cuda_emulator, and
+DCTPS_SANITIZE=address,undefined adds GCC's sanitizers to that (`make emulated-test` shows how it is run).
 """
 
 from __future__ import annotations
@@ -53,6 +56,11 @@ ISA_FLAGS = {
 }
 AVX512_WIDE = "-mprefer-vector-width=512"  # newer compilers only
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Werror", "all-warnings", "-Xcompiler", "-fvisibility=hidden"]
+# For the build of the tests, whose CUDA kernels run on the host. No vptr: torch's classes carry no type
+# information for it.
+EMULATOR = "tests/cuda_emulator"
+EMULATED_FLAGS = ["-DDCTPS_EMULATED=1", "-Wno-unknown-pragmas"]
+SANITIZED_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"]
 # The build machine may have no GPU, so its GPU is not asked. Code for sm_86 runs on sm_87 too, and the last
 # entry's PTX on whatever is newer.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
@@ -112,13 +120,18 @@ def make_groups(
     torch_flags: list[str],
     wide_vectors: bool,
     with_cuda: bool,
+    emulated: list[str] | None = None,
 ) -> list[Group]:
-    """The groups of the extension in link order; 'torch' alone gets `torch_flags` and so can see torch."""
-    own = list(COMMON_FLAGS)
-    names = isas(machine)
+    """The groups of the extension in link order; 'torch' alone gets `torch_flags` and so can see torch.
+
+    `emulated`: the flags of the build for the tests, None for others; of CPU kernels it has the baseline's.
+    """
+    own = [*COMMON_FLAGS, *(emulated or [])]
+    names = isas(machine) if emulated is None else ["baseline"]
     if len(names) > 1:
         own.append("-DDCTPS_HAVE_X86_ISAS=1")
-    with_torch = own + torch_flags + (["-DDCTPS_WITH_CUDA=1"] if with_cuda else [])
+    cuda_kernels = with_cuda or emulated is not None
+    with_torch = own + torch_flags + (["-DDCTPS_WITH_CUDA=1"] if cuda_kernels else [])
     groups = [Group("torch", sources["torch"], with_torch), Group("core", sources["core"], own)]
     for isa in names:
         flags = [f"-DDCTPS_ISA={isa}", *ISA_FLAGS[isa]]
@@ -127,7 +140,31 @@ def make_groups(
         groups.append(Group(f"kernel-{isa}", sources["kernel"], own + flags))
     if with_cuda:
         groups.append(Group("cuda", sources["cuda"], nvcc=list(NVCC_FLAGS)))
+    if emulated is not None:
+        groups.append(Group("emulated", [*sources["cuda"], f"{EMULATOR}/emulator.cpp"], own))
     return [group for group in groups if group.sources]
+
+
+def emulated_flags(env) -> list[str] | None:
+    """The flags of the emulated build; None unless DCTPS_EMULATED asks for it."""
+    sanitizers = env.get("DCTPS_SANITIZE", "")
+    if not is_set(env, "DCTPS_EMULATED"):
+        if sanitizers:
+            raise BuildError("DCTPS_SANITIZE is for the emulated build: set DCTPS_EMULATED=1 too")
+        return None
+    return [*EMULATED_FLAGS, *([f"-fsanitize={sanitizers}", *SANITIZED_FLAGS] if sanitizers else [])]
+
+
+def as_host_source(path: str, folder: Path) -> str:
+    """A .cpp that includes a CUDA source, as torch hands every .cu to nvcc; other sources as they are."""
+    if not path.endswith(".cu"):
+        return path
+    target = folder / Path(path).with_suffix(".cpp").name
+    text = f'#include "{ROOT / path}"\n'
+    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return str(target.relative_to(ROOT))
 
 
 # ------------------------------------------------------------------------------------ CPU or CUDA
@@ -153,6 +190,8 @@ def why_cpu_only(
     "13.0", say, or None.
     """
     force_cuda = [name for name in ("DCTPS_FORCE_CUDA", "FORCE_CUDA") if is_set(env, name)]
+    if is_set(env, "DCTPS_EMULATED"):
+        return "the CUDA kernels are emulated on the CPU"
     force_cpu = is_set(env, "DCTPS_FORCE_CPU")
     if force_cuda and force_cpu:
         raise BuildError(f"{force_cuda[0]}=1 and DCTPS_FORCE_CPU=1 contradict each other: unset one")
@@ -321,6 +360,9 @@ def make_build_ext() -> type:
             super().finalize_options()
             # pip's editable build has a temporary folder here, in which every build would be a whole one.
             target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            self.emulated = emulated_flags(os.environ)
+            if self.emulated is not None:
+                target += "-".join(["-emulated", *os.environ.get("DCTPS_SANITIZE", "").split(",")])
             self.build_temp = str(ROOT / "build" / f"objects-{target}")
             self.force = True  # always link: what needs compiling is for ninja to tell
 
@@ -372,16 +414,25 @@ def make_build_ext() -> type:
                 torch_flags=torch_flags,
                 wide_vectors=bool(output_of([*try_wide, "-E", "-x", "c++", os.devnull])),
                 with_cuda=with_cuda,
+                emulated=self.emulated,
             )
+            include_dirs = [ROOT / "csrc"]
+            if self.emulated is not None:  # its cuda_runtime.h must be found before any other
+                include_dirs.insert(0, ROOT / EMULATOR)
+                ext.extra_link_args = [flag for flag in self.emulated if flag.startswith("-fsanitize")]
             # torch asks for C++20 from 2.13 on; the kernels need it under any torch.
             std = [] if torch.__version__ >= (2, 13) else ["-std=c++20"]
             objects: list[str] = []
             with one_ninja(Path(self.build_temp)):
                 for group in groups:
+                    folder = Path(self.build_temp) / group.name
+                    sources = group.sources
+                    if self.emulated is not None:
+                        sources = [as_host_source(path, folder) for path in sources]
                     objects += self.compiler.compile(
-                        list(group.sources),
-                        output_dir=str(Path(self.build_temp) / group.name),
-                        include_dirs=[str(ROOT / "csrc")],
+                        list(sources),
+                        output_dir=str(folder),
+                        include_dirs=[str(path) for path in include_dirs],
                         extra_postargs={"cxx": group.cxx + std, "nvcc": group.nvcc + std},
                     )
             ext.libraries, ext.library_dirs = settings.libraries, settings.library_dirs
@@ -405,7 +456,7 @@ def make_build_ext() -> type:
                 cpu_only_because=self.cpu_only,
                 python=sys.implementation.cache_tag,
                 compiler=version,
-                isas=tuple(isas(platform.machine())),
+                isas=tuple(isas(platform.machine())) if self.emulated is None else ("baseline", "emulated"),
                 commit=git_commit(),
             )
             target.write_text(text, encoding="utf-8")

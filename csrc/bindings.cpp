@@ -13,6 +13,10 @@
 #include "common/workspace.h"
 #include "plan/plan.h"
 
+#ifdef DCTPS_EMULATED
+#include "emulator_bindings.h"
+#endif
+
 // `index` is Support.index: crow [m+1], col [nnz], ccol [n+1], row [nnz], perm [nnz], one int32 tensor.
 // Gradients that output_mask leaves out come back with no elements.
 TORCH_LIBRARY(dctps_ext, library) {
@@ -105,4 +109,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("release_workspace", &dctps::release_workspace, "Frees the calling thread's scratch memory.");
   module.def("plan_bytes", &dctps::cached_plan_bytes,
              "Bytes of tables (twiddles, orders) that cached plans hold.");
+#ifdef DCTPS_EMULATED
+  dctps::emulator::bind(module);
+#endif
 }

@@ -7,11 +7,16 @@ module, the first that the package imports, compares. The whole version must agr
 """
 
 import importlib
+import os
 import sys
 from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
+# The folder of `_C` and its _build_info.py. The tests load other builds than the package's: DCTPS_EXTENSION
+# names their `_C`.
+BUILD = Path(os.environ["DCTPS_EXTENSION"]).resolve().parent if "DCTPS_EXTENSION" in os.environ else PACKAGE
 # A source tree has setup.py beside the package; an installed package has not.
 IN_SOURCE_TREE = (PACKAGE.parent / "setup.py").is_file()
 
@@ -27,8 +32,16 @@ def rebuild_command() -> str:
 
 
 def is_here(module: str) -> bool:
-    """Whether this folder holds dctps_ext.<module>; an import could find another tree's editable build."""
-    return PathFinder.find_spec(f"dctps_ext.{module}", [str(PACKAGE)]) is not None
+    """Whether the build's folder holds dctps_ext.<module>; an import could find another tree's."""
+    return PathFinder.find_spec(f"dctps_ext.{module}", [str(BUILD)]) is not None
+
+
+def import_here(module: str):
+    """dctps_ext.<module> from the build's folder, which need not be the package's."""
+    spec = PathFinder.find_spec(f"dctps_ext.{module}", [str(BUILD)])
+    loaded = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def installed_elsewhere() -> Path | None:
@@ -48,7 +61,7 @@ def not_built() -> ImportError:
             f"{other}: run Python from another folder, or build the source tree: {rebuild_command()}"
         )
     return ImportError(
-        f"dctps_ext is not built: {PACKAGE} has no compiled module. Build it: {rebuild_command()}"
+        f"dctps_ext is not built: {BUILD} has no compiled module. Build it: {rebuild_command()}"
     )
 
 
@@ -67,7 +80,7 @@ def load():
         raise ImportError(f"dctps_ext needs PyTorch, and that fails ({error}): pip install torch") from error
     if not is_here("_build_info"):
         raise not_built()
-    info = importlib.import_module("dctps_ext._build_info")
+    info = import_here("_build_info")
     if sys.implementation.cache_tag != info.PYTHON:
         raise ImportError(
             f"dctps_ext was built for {info.PYTHON}, but this is {sys.implementation.cache_tag}: "
@@ -81,7 +94,7 @@ def load():
     if not is_here("_C"):
         raise not_built()
     try:
-        return importlib.import_module("dctps_ext._C")
+        return import_here("_C")
     except ImportError as error:
         raise ImportError(
             f"dctps_ext's compiled module does not load ({error}): rebuild with: {rebuild_command()}"

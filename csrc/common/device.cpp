@@ -21,6 +21,7 @@ DeviceLimits emulated_limits{
 
 bool emulated() { return is_emulated; }
 void set_emulated(bool on) { is_emulated = on; }
+void set_emulated_limits(const DeviceLimits& limits) { emulated_limits = limits; }
 bool takes_cuda_kernels(const at::Device& device) { return device.is_cpu() && is_emulated; }
 CudaScope::CudaScope(const char*, const Tensor&) : limits_(&emulated_limits) {}
 

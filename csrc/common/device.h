@@ -24,6 +24,7 @@ bool takes_cuda_kernels(const at::Device& device);
 #ifdef DCTPS_EMULATED
 bool emulated();
 void set_emulated(bool on);
+void set_emulated_limits(const DeviceLimits& limits);
 #endif
 
 #ifdef DCTPS_WITH_CUDA

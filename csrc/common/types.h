@@ -4,6 +4,15 @@
 #include <cstdint>
 #include <cstring>
 
+// Also for device code, where the processor's conversion instructions do the work.
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define DCTPS_HOST_DEVICE __host__ __device__
+#else
+#define DCTPS_HOST_DEVICE
+#endif
+
 namespace dctps {
 
 enum class DType { f64, f32, f16, bf16 };
@@ -29,14 +38,17 @@ struct AccumulatorOf<const Element> : AccumulatorOf<Element> {};
 template <class Element>
 using Accumulator = typename AccumulatorOf<Element>::type;
 
-inline float to_accumulator(BFloat16 value) {
+DCTPS_HOST_DEVICE inline float to_accumulator(BFloat16 value) {
   const uint32_t wide = uint32_t(value.bits) << 16;
   float result;
   std::memcpy(&result, &wide, sizeof(result));
   return result;
 }
 
-inline float to_accumulator(Half value) {
+DCTPS_HOST_DEVICE inline float to_accumulator(Half value) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(value.bits));
+#else
   const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   uint32_t wide;
@@ -52,27 +64,35 @@ inline float to_accumulator(Half value) {
   float result;
   std::memcpy(&result, &wide, sizeof(result));
   return result;
+#endif
 }
 
-inline float to_accumulator(float value) { return value; }
-inline double to_accumulator(double value) { return value; }
+DCTPS_HOST_DEVICE inline float to_accumulator(float value) { return value; }
+DCTPS_HOST_DEVICE inline double to_accumulator(double value) { return value; }
 
 template <class Element>
-Element from_accumulator(Accumulator<Element> value) {
+DCTPS_HOST_DEVICE Element from_accumulator(Accumulator<Element> value) {
   return value;
 }
 
 // Round to nearest, ties to even; every NaN becomes a quiet one.
 template <>
-inline BFloat16 from_accumulator<BFloat16>(float value) {
+DCTPS_HOST_DEVICE inline BFloat16 from_accumulator<BFloat16>(float value) {
+#ifdef __CUDA_ARCH__
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+#else
   uint32_t wide;
   std::memcpy(&wide, &value, sizeof(wide));
   if ((wide & 0x7fffffffu) > 0x7f800000u) return {uint16_t((wide >> 16) | 0x40u)};
   return {uint16_t((wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16)};
+#endif
 }
 
 template <>
-inline Half from_accumulator<Half>(float value) {
+DCTPS_HOST_DEVICE inline Half from_accumulator<Half>(float value) {
+#ifdef __CUDA_ARCH__
+  return {__half_as_ushort(__float2half_rn(value))};
+#else
   uint32_t wide;
   std::memcpy(&wide, &value, sizeof(wide));
   const uint32_t sign = (wide >> 16) & 0x8000u;
@@ -88,6 +108,7 @@ inline Half from_accumulator<Half>(float value) {
     return {uint16_t(sign | (shifted - 0x3f000000u))};
   }
   return {uint16_t(sign | ((wide - (uint32_t(127 - 15) << 23) + 0xfffu + ((wide >> 13) & 1u)) >> 13))};
+#endif
 }
 
 // Calls body with a value of the element type that `dtype` stands for.

@@ -6,6 +6,9 @@
 #ifdef DCTPS_WITH_CUDA
 #include "fused/cuda_context.h"
 #include "plan/device_plan.h"
+#ifdef DCTPS_EMULATED
+#include "linear_memory.h"
+#endif
 #endif
 
 namespace dctps {
@@ -20,6 +23,12 @@ void on_gpu(const char* op, const Tensor& like, const Args& args, const ScratchB
   const int64_t q = args.m > args.n ? args.m : args.n;
   const auto plan = args.has_dct ? get_device_plan(q, args.dtype, like) : nullptr;
   const Tensor scratch = at::empty({scratch_bytes(args, scope.limits())}, like.options().dtype(at::kByte));
+#ifdef DCTPS_EMULATED
+  emulator::Memory memory;
+  emulator::tell(memory, args);
+  scratch.fill_(0xff);  // NaN, so that reading what was never written shows
+  memory.add("scratch", scratch.const_data_ptr(), scratch.numel(), emulator::Memory::Access::read_write);
+#endif
   launch(args, CudaContext{.stream = scope.stream(),
                            .limits = scope.limits(),
                            .plan = plan.get(),

@@ -11,7 +11,8 @@
 #include <tuple>
 #include <utility>
 
-#include "plan/plan.h"
+#include "plan/fourier.h"
+#include "plan/plan_cache.h"
 
 namespace dctps {
 namespace {

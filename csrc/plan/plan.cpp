@@ -8,10 +8,10 @@
 #include <map>
 #include <utility>
 
+#include "plan/fourier.h"
+
 namespace dctps {
 namespace {
-
-using Complex = std::complex<double>;
 
 int largest_odd_prime(int64_t n) {
   while (n % 2 == 0) n /= 2;
@@ -188,9 +188,6 @@ class Builder {
   std::map<std::pair<bool, int64_t>, int> numbers_;
 };
 
-// c_k of the orthonormal DCT.
-double scale(int64_t k, int64_t q) { return std::sqrt((k == 0 ? 1.0 : 2.0) / double(q)); }
-
 // The transpose of `rows` [row count] as combinations of rows: at most two rows may name one source.
 template <class A>
 std::vector<Combine<A>> transposed(const std::vector<Combine<A>>& rows, int64_t sources) {
@@ -238,28 +235,11 @@ void build_radix_plan(Plan<A>& plan) {
       place = places[size_t(q - k)];
       place.im_sign = -1;
     }
-    const Complex turn = scale(k, q) * unit_root(k, 4 * q);
+    const Complex turn = dct_scale(k, q) * unit_root(k, 4 * q);
     plan.finish[size_t(k)] = {place.re, place.im < 0 ? place.re : place.im, A(turn.real()),
                               place.im < 0 ? A(0) : A(-turn.imag() * place.im_sign)};
   }
   plan.adjoint_start = transposed(plan.finish, q);
-}
-
-// Unnormalised FFT in double, of a length of small primes; only for the spectrum below.
-std::vector<Complex> small_prime_fft(const std::vector<Complex>& x) {
-  const size_t n = x.size();
-  if (n == 1) return x;
-  size_t r = 2;
-  while (n % r) ++r;
-  const size_t m = n / r;
-  std::vector<Complex> result(n);
-  for (size_t k = 0; k < r; ++k) {
-    std::vector<Complex> part(m);
-    for (size_t j = 0; j < m; ++j) part[j] = x[j * r + k];
-    part = small_prime_fft(part);
-    for (size_t t = 0; t < n; ++t) result[t] += unit_root(int64_t(k * t % n), int64_t(n)) * part[t % m];
-  }
-  return result;
 }
 
 // y[k] = c_k Re( w(k^2 + k) sum_i (x[i] w(i^2)) conj(w((k-i)^2)) ),  w(t) = e^(-i pi t / 2q): a convolution
@@ -294,7 +274,7 @@ void build_bluestein_plan(Plan<A>& plan) {
   plan.adjoint_finish.resize(size_t(q));
   for (int64_t i = 0; i < q; ++i) {
     const Complex in = w(i * i);
-    const Complex out = scale(i, q) * w(i * i + i);
+    const Complex out = dct_scale(i, q) * w(i * i + i);
     const int32_t re = int32_t(i), im = int32_t(size + i);
     plan.start[size_t(re)] = {re, re, A(in.real()), A(0)};
     plan.start[size_t(im)] = {re, re, A(in.imag()), A(0)};
@@ -337,27 +317,6 @@ std::shared_ptr<const Plan<A>> get_plan(int64_t q) {
     }
     return plan;
   });
-}
-
-std::complex<double> unit_root(int64_t numerator, int64_t denominator) {
-  numerator %= denominator;
-  if (numerator < 0) numerator += denominator;
-  const int64_t eighth = 8 * numerator / denominator;  // octant, counter-clockwise
-  const int64_t rest = 8 * numerator - eighth * denominator;
-  const bool mirrored = eighth & 1;
-  const double angle = 2 * M_PI * double(mirrored ? denominator - rest : rest) / (8 * double(denominator));
-  double c = std::cos(angle), s = std::sin(angle);
-  if (mirrored) std::swap(c, s);
-  switch (eighth / 2) {
-    case 0:
-      return {c, -s};
-    case 1:
-      return {-s, -c};
-    case 2:
-      return {-c, s};
-    default:
-      return {s, c};
-  }
 }
 
 int64_t cached_plan_bytes() { return held_bytes.load(); }

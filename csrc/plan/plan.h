@@ -13,7 +13,6 @@
 // instead.
 #pragma once
 
-#include <complex>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -78,8 +77,5 @@ struct Plan {
 // The plan for length q >= 1, cached for the life of the process.
 template <class A>
 std::shared_ptr<const Plan<A>> get_plan(int64_t q);
-
-// e^(-2 pi i numerator / denominator), the angle reduced exactly to an eighth of a turn first.
-std::complex<double> unit_root(int64_t numerator, int64_t denominator);
 
 }  // namespace dctps

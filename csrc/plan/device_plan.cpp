@@ -1,0 +1,41 @@
+// Plans of CUDA kernels: made once per length, type and device, their tables kept in a tensor.
+#include "plan/device_plan.h"
+
+#include <ATen/ATen.h>
+
+#include <cstring>
+#include <tuple>
+
+#include "plan/plan_cache.h"
+#ifdef DCTPS_EMULATED
+#include "emulator.h"
+#endif
+
+namespace dctps {
+namespace {
+
+struct OnDevice {
+  at::Tensor tables;  // uint8
+  DevicePlan plan;
+  int64_t bytes() const { return tables.numel(); }
+};
+
+}  // namespace
+
+std::shared_ptr<const DevicePlan> get_device_plan(int64_t q, DType dtype, const at::Tensor& like) {
+  static PlanCache<std::tuple<int64_t, bool, c10::DeviceType, c10::DeviceIndex>, OnDevice> cache;
+  const bool is_double = dtype == DType::f64;
+  const auto made = cache.get({q, is_double, like.device().type(), like.device().index()}, [&] {
+    const HostTables host = make_device_tables(q, is_double);
+    const at::Tensor bytes = at::empty({int64_t(host.bytes.size())}, at::kByte);
+    std::memcpy(bytes.mutable_data_ptr(), host.bytes.data(), host.bytes.size());
+    const at::Tensor tables = bytes.to(like.device());
+#ifdef DCTPS_EMULATED
+    emulator::add_table(tables.const_data_ptr(), tables.numel());
+#endif
+    return std::make_shared<const OnDevice>(OnDevice{tables, relocated(host.plan, tables.const_data_ptr())});
+  });
+  return {made, &made->plan};
+}
+
+}  // namespace dctps

@@ -1,0 +1,235 @@
+"""The CUDA kernels on the emulator: lengths, layouts, device limits, bits, bytes moved, bank conflicts.
+
+Run by a Python whose `_C` is the emulated build (DCTPS_EXTENSION); skipped with any other.
+"""
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dctps_ext
+from dctps_ext import _C
+from tests.checks import DTYPES, assert_accurate, relative_error
+
+pytestmark = pytest.mark.skipif("emulated" not in _C.isas(), reason="needs the emulated build of _C")
+
+SM75 = {"major": 7, "minor": 5, "sm_count": 40, "shared_bytes_per_block": 65536, "shared_bytes_per_sm": 65536}
+SM120 = {
+    "major": 12,
+    "minor": 0,
+    "sm_count": 170,
+    "shared_bytes_per_block": 101376,
+    "shared_bytes_per_sm": 102400,
+}
+
+
+@pytest.fixture(autouse=True)
+def emulated():
+    before = _C.isa()
+    _C.set_isa("emulated")
+    yield
+    _C.emulator_limits()
+    _C.emulator_seed(0)
+    _C.set_isa(before)
+
+
+def oracle(x, out, transform):
+    """dct or idct of the rows of x, zero-padded to q, in float64, truncated."""
+    q = max(x.shape[-1], out)
+    padded = np.zeros((*x.shape[:-1], q))
+    padded[..., : x.shape[-1]] = x.double().numpy()
+    function = scipy.fft.dct if transform is dctps_ext.dct else scipy.fft.idct
+    return torch.from_numpy(function(padded, norm="ortho")[..., :out])
+
+
+def launches_of(function):
+    _C.emulator_reset()
+    function()
+    return _C.emulator_counters()
+
+
+def check(transform, n, out, dtype, rows=3):
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(n + out), dtype=torch.float64).to(dtype)
+    expected = oracle(x, out, transform)
+    # A 16-bit result's own rounding is what torch could at best lose too.
+    assert_accurate(transform(x, out), expected, dtype)
+
+
+TRANSFORMS = pytest.mark.parametrize("transform", [dctps_ext.dct, dctps_ext.idct], ids=["dct", "idct"])
+
+
+# ---- lengths
+
+
+# Every cut into passes: powers of two (one pass, two, up to three between paired ends), odd radices before
+# them, odd lengths, Bluestein for even and odd ones.
+LENGTHS = (
+    *(2**i for i in range(14)),
+    *(3, 5, 7, 9, 11, 13, 15, 27, 49, 121, 169, 225, 1001, 1155),  # odd
+    *(
+        6,
+        10,
+        12,
+        20,
+        24,
+        26,
+        48,
+        66,
+        96,
+        120,
+        144,
+        182,
+        576,
+        640,
+        1000,
+        1430,
+        2304,
+        4608,
+        4620,
+    ),  # even, mixed
+    *(17, 31, 34, 97, 514, 1021, 1502, 2042),  # large primes
+)
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("q", LENGTHS)
+def test_every_cut_into_passes_agrees_with_scipy(q, transform):
+    for dtype in DTYPES if q <= 256 else (torch.float64, torch.float32):
+        check(transform, q, q, dtype)
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("limits", [{}, SM75, SM120], ids=["sm_90", "sm_75", "sm_120"])
+def test_rows_that_fit_and_rows_that_do_not(limits, transform):
+    """Up to the largest row that a block's shared memory holds, and past it through scratch memory."""
+    _C.emulator_limits(**limits)
+    shared = limits.get("shared_bytes_per_block", 232448)
+    for q in (8192, 16384, 32768, 65536):
+        x = torch.randn(2, q)
+        (launch,) = launches_of(lambda x=x: transform(x))
+        fits = 4 * q <= shared
+        assert launch["shared_bytes"] == (4 * q if fits else 0)
+        assert ("scratch" in launch["memory"]) == (not fits)
+        assert relative_error(transform(x), oracle(x, q, transform)) < 2e-6
+
+
+@TRANSFORMS
+def test_scratch_memory_serves_more_rows_than_blocks_and_every_kind_of_length(transform):
+    _C.emulator_limits(sm_count=1, shared_bytes_per_block=1024, shared_bytes_per_sm=1024)
+    for q in (512, 1000, 1021, 1155):
+        for dtype in DTYPES:
+            check(transform, q, q, dtype, rows=5)
+
+
+@TRANSFORMS
+@settings(max_examples=60)
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 9), st.sampled_from(DTYPES))
+def test_padding_and_truncation_for_any_shape(transform, n, out, rows, dtype):
+    _C.set_isa("emulated")
+    check(transform, n, out, dtype, rows)
+
+
+# ---- layouts
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [40, 256, 512, 1000])
+def test_any_stride_and_alignment_gives_the_bits_of_the_contiguous_input(n, dtype, transform):
+    plain = torch.randn(5, n).to(dtype)
+    expected = transform(plain)
+    wide = torch.zeros(5, 3 * n + 7, dtype=dtype)
+    for view in (
+        wide[:, 1 : n + 1],  # misaligned
+        wide[:, : 3 * n : 3],  # strided
+        torch.zeros(n, 5, dtype=dtype).t(),  # columns
+        torch.zeros(5, n + 16, dtype=dtype)[:, 8 : n + 8],  # aligned, padded rows
+    ):
+        view.copy_(plain)
+        assert torch.equal(transform(view), expected)
+    row = plain[2].expand(4, n)  # row stride 0
+    assert torch.equal(transform(row), expected[2].expand(4, n))
+
+
+# ---- repeatable bits
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("q", [7, 32, 128, 256, 1000, 1024, 1021])
+def test_bits_depend_on_neither_the_batch_nor_the_order_of_threads(q, transform):
+    x = torch.randn(11, q)
+    whole = transform(x)
+    for row in (0, 3, 10):
+        assert torch.equal(whole[row], transform(x[row]))
+        assert torch.equal(whole[row:], transform(x[row:]))
+    for seed in (1, 2, 3):
+        _C.emulator_seed(seed)
+        assert torch.equal(whole, transform(x))
+    x[4] = float("nan")
+    poisoned = transform(x)
+    assert poisoned[4].isnan().all()
+    rest = torch.arange(11) != 4
+    assert torch.equal(poisoned[rest], whole[rest])
+
+
+def test_a_grid_of_more_blocks_than_its_first_dimension_takes():
+    x = torch.randn(9, 4096)
+    expected = dctps_ext.dct(x)
+    _C.emulator_most_blocks(4)
+    try:
+        assert torch.equal(dctps_ext.dct(x), expected)
+    finally:
+        _C.emulator_most_blocks(2**31 - 1)
+
+
+# ---- what they move
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n,out", [(1024, 1024), (1024, 100), (100, 1024), (1000, 777), (97, 97), (2048, 64)])
+def test_x_is_read_once_and_y_written_once(n, out, dtype, transform):
+    """The plan's tables aside: they are the same for all rows and stay in the caches."""
+    rows = 37
+    x = torch.randn(rows, n).to(dtype)
+    (launch,) = launches_of(lambda: transform(x, out))
+    into, onto = ("x", "y") if transform is dctps_ext.dct else ("dy", "dx")
+    memory = launch["memory"]
+    assert memory[into] == {"loaded": rows * n * x.itemsize, "stored": 0}
+    assert memory[onto] == {"loaded": 0, "stored": rows * out * x.itemsize}
+    assert set(memory) <= {into, onto, "tables", "alpha"}
+
+
+# Bytes of shared memory that an element costs, stored and loaded: an exchange between passes 4 + 4, and 4 + 4
+# for the tile from which y is stored, or to which dy is loaded, in 16-byte pieces. (Plus what the few values
+# cost that are their own partners.) Then the bytes that the banks' cycles could have moved, of dct and idct.
+# The figures of docs/kernels-cuda.md.
+SHARED_BYTES = {
+    256: (25, 28, 33),
+    512: (24, 28, 33),
+    1024: (24, 31, 32),
+    2048: (24, 30, 31),
+    4096: (32, 38, 38),
+    8192: (32, 37, 37),
+    16384: (32, 37, 37),
+    32768: (32, 38, 38),
+}
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("q", SHARED_BYTES)
+def test_shared_traffic_and_bank_conflicts_of_powers_of_two(q, transform):
+    x = torch.randn(max(1, 4096 // q), q)
+    (launch,) = launches_of(lambda: transform(x))
+    assert launch["blocks"] <= 8  # the emulator looks at these
+    bytes_moved, *bytes_of_cycles = SHARED_BYTES[q]
+    assert launch["shared_loaded"] + launch["shared_stored"] <= (bytes_moved + 0.5) * x.numel()
+    shared = [site for site in launch["sites"] if site["kind"].startswith("shared")]
+    cycles = sum(site["mean"] * site["requests"] for site in shared)  # of 128 bytes each
+    assert 128 * cycles <= (bytes_of_cycles[transform is dctps_ext.idct] + 0.6) * x.numel()
+    exchanges = [site for site in shared if site["place"].startswith("dct_kernel.cuh")]
+    assert len(exchanges) >= 6
+    assert max(site["worst"] for site in exchanges) <= 2
