@@ -9,7 +9,7 @@ BUILD_DIR ?= build/cpp-test
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv build lint format cpp-test test demo compare clean FORCE
+.PHONY: help venv build lint format cpp-test emulated-test test demo compare clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The pinned formatters, from pyproject.toml: linting needs these and no build.
 FORMATTERS := $(shell sed -n 's/^ *"\(ruff==[^"]*\|clang-format==[^"]*\)".*/\1/p' pyproject.toml)
-CPP_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/cpp tests/cuda_emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # What the extension is made of: a change here builds again, and so does a change of torch.
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f -o -type d)
 
@@ -35,6 +35,7 @@ help:
 	@echo 'make build     .venv with everything installed, the C++ extension built in place'
 	@echo 'make lint      check formatting and style            make format    apply them'
 	@echo 'make cpp-test  the C++ library and its tests         make clean     remove .venv and what was built'
+	@echo 'make emulated-test  the CUDA kernels run on the CPU, every access checked; needs GCC'
 	@echo
 	@echo 'PYTHON=$(PYTHON)  the Python to use'
 	@echo 'TORCH="$(TORCH)"  what is installed where Python has none; without a GPU, the CPU build is smaller:'
@@ -101,7 +102,21 @@ cpp-test: $(VENV)/stamp-tools
 	  >$(VENV)/cmake.log 2>&1 || { cat $(VENV)/cmake.log; exit 1; }
 	@ctest --test-dir $(BUILD_DIR) --output-on-failure --no-tests=error --progress
 
-test: lint cpp-test $(VENV)/stamp-test $(VENV)/stamp-demo
+# A build of its own beside the package's, which Python loads under the sanitizers' libraries. libstdc++ with them, as
+# they look for its exceptions when Python starts; leaks are Python's and torch's.
+EMULATED := build/emulated
+EMULATED_ENV = DCTPS_EXTENSION=$$(ls $(EMULATED)/dctps_ext/_C*.so) \
+  LD_PRELOAD="$$($$CXX -print-file-name=libasan.so) $$($$CXX -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=64 UBSAN_OPTIONS=print_stacktrace=1
+emulated-test: $(VENV)/stamp-test
+	$(SAY) 'CUDA kernels, emulated, with sanitizers'
+	@if $$CXX --version | grep -q clang; then echo 'skipped: the emulator needs GCC, and CXX is Clang'; else \
+	  DCTPS_EMULATED=1 DCTPS_SANITIZE=address,undefined $(PY) setup.py -q build_ext --build-lib $(EMULATED) \
+	    >$(VENV)/emulated.log 2>&1 || { grep -A9 'error' $(VENV)/emulated.log | cut -c1-300 | head -40; exit 1; }; \
+	  $(EMULATED_ENV) $(PY) -m pytest -q tests/test_ops_linear.py tests/test_cuda_kernels.py \
+	    -k 'emulated or test_cuda_kernels'; fi
+
+test: lint cpp-test emulated-test $(VENV)/stamp-test $(VENV)/stamp-demo
 	$(SAY) 'Python tests'
 	@$(PY) -m pytest -q
 

@@ -16,6 +16,10 @@ EMULATOR = ROOT / "tests" / "cuda_emulator"
 PLANTED = EMULATOR / "planted.cu"
 KERNELS = re.findall(r"^    CASE\((\w+),", PLANTED.read_text(encoding="utf-8"), re.M)
 
+COMPILER = os.environ.get("CXX", "c++").split()
+IS_GCC = "clang" not in subprocess.run([*COMPILER, "--version"], capture_output=True, text=True).stdout
+pytestmark = pytest.mark.skipif(not IS_GCC, reason="the emulator needs GCC")
+
 RACE = r"shared bytes \d+ to \d+, which thread \d+ (wrote|read)( at {place})? with no barrier in between"
 NOT_REACHED = "a step of the warp that not every lane of its mask reaches: thread {thread} {why}"
 NOT_WAITED = r"for which the asynchronous copy of thread \d+ at planted.cu:\d+ was not waited for"
@@ -54,6 +58,7 @@ FAULTS = {
     "between_rows": OUT_OF_BOUNDS.format(what="store", bytes=4, at=r"\d+", name="y"),
     "between_columns": OUT_OF_BOUNDS.format(what="store", bytes=4, at=r"\d+", name="y"),
     "vector_over_columns": OUT_OF_BOUNDS.format(what="load", bytes=8, at=8, name="y"),
+    "past_expanded": OUT_OF_BOUNDS.format(what="store", bytes=4, at=64, name="y, which ends at byte 64"),
     "async_not_waited": NOT_WAITED,
     "async_other_group": NOT_WAITED,
     "async_without_barrier": f"{RACE}|which nobody has written|was not waited for",
@@ -77,19 +82,7 @@ def planted(sanitize, tmp_path_factory):
     flags += ["-DDCTPS_EMULATED=1", f"-I{EMULATOR}", f"-I{ROOT}/csrc"]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
-    compiler = os.environ.get("CXX", "c++").split()
-    command = [
-        *compiler,
-        *flags,
-        f"-I{EMULATOR}",
-        f"-I{ROOT}/csrc",
-        "-x",
-        "c++",
-        PLANTED,
-        *sources,
-        "-o",
-        program,
-    ]
+    command = [*COMPILER, *flags, "-x", "c++", PLANTED, *sources, "-o", program]
     subprocess.run(command, check=True)
     # Where the tests run under a sanitizer themselves, the program brings its own.
     env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
@@ -131,6 +124,7 @@ RESULTS = {
     "sound_shuffles": [1] * 256,
     "sound_rows": [float(i % 16 == 11) for i in range(256)],
     "sound_columns": [float(i % 64 == 2) for i in range(256)],
+    "sound_expanded": [float(i < 16) for i in range(256)],
     "sound_async": [4 * t + (t ^ 32) for t in range(64)] * 4,
 }
 COUNTS = {"sound_atomics": [2 * 256], "sound_block_numbers": [1] * 4}

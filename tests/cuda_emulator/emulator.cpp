@@ -18,7 +18,8 @@
 
 #include "common/parallel.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+// DCTPS_ASAN: the kernels are instrumented, and this file, which runs for each of their accesses, is not.
+#if defined(__SANITIZE_ADDRESS__) || DCTPS_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define WITH_ASAN 1
@@ -107,16 +108,17 @@ std::string place(const Site& site) {
 // One mapping with a stack per thread of a block, each above a page that nobody may touch.
 class Stacks {
  public:
-  ~Stacks() {
-    if (base_) munmap(base_, count_ * kStackBytes);
-  }
+  ~Stacks() { release(); }
   void resize(size_t count) {
     if (count <= count_) return;
-    if (base_) munmap(base_, count_ * kStackBytes);
+    release();
     count_ = count;
     void* memory = mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
+    if (memory == MAP_FAILED) {
+      count_ = 0;
+      throw std::bad_alloc();
+    }
     base_ = static_cast<char*>(memory);
     for (size_t i = 0; i < count; ++i) mprotect(base_ + i * kStackBytes, kGuardBytes, PROT_NONE);
   }
@@ -124,6 +126,15 @@ class Stacks {
   static constexpr size_t kBytes = kStackBytes - kGuardBytes;
 
  private:
+  void release() {
+    if (!base_) return;
+#if WITH_ASAN
+    __asan_unpoison_memory_region(base_, count_ * kStackBytes);  // what comes to lie there next is not marked
+#endif
+    munmap(base_, count_ * kStackBytes);
+    base_ = nullptr;
+  }
+
   char* base_ = nullptr;
   size_t count_ = 0;
 };
@@ -262,7 +273,7 @@ class Runner {
   std::map<SiteKey, SiteSum> sites_;
 };
 
-thread_local Runner* runner = nullptr;
+constinit thread_local Runner* runner __attribute__((tls_model("initial-exec"))) = nullptr;
 
 void Runner::begin(Run& run) {
   run_ = &run;
@@ -702,10 +713,12 @@ int Runner::known_range(uintptr_t address, int bytes, Kind kind) const {
 }
 
 void Runner::access_global(uintptr_t address, int bytes, Kind kind, Site site) {
-  const std::string what = kind == Kind::load    ? "a load of "
-                           : kind == Kind::store ? "a store of "
-                                                 : "an atomic on ";
-  const auto text = [&] { return what + std::to_string(bytes) + " bytes"; };
+  const auto text = [&] {
+    return std::string(kind == Kind::load    ? "a load of "
+                       : kind == Kind::store ? "a store of "
+                                             : "an atomic on ") +
+           std::to_string(bytes) + " bytes";
+  };
   if (address % uintptr_t(bytes)) {
     fail(site, text() + ", misaligned: the address is " + std::to_string(address % uintptr_t(bytes)) +
                    " past a multiple of " + std::to_string(bytes));
@@ -833,13 +846,16 @@ void Memory::add(const char* name, const void* data, int64_t bytes, Access acces
 void Memory::add_matrix(const char* name, const void* data, int64_t element_bytes, int64_t rows,
                         int64_t row_stride, int64_t columns, int64_t column_stride, Access access) {
   if (rows <= 0 || columns <= 0) return;
+  if (row_stride == 0) rows = 1;  // expanded: all in one place
+  if (column_stride == 0) columns = 1;
   if (rows == 1) row_stride = 0;
   if (columns == 1) column_stride = element_bytes;
   if (column_stride > row_stride && rows > 1) {
     std::swap(rows, columns);
     std::swap(row_stride, column_stride);
   }
-  if (row_stride < (columns - 1) * column_stride + element_bytes) {  // rows overlap: no gaps to look after
+  if (rows > 1 &&
+      row_stride < (columns - 1) * column_stride + element_bytes) {  // rows overlap: no gaps to look after
     columns = ((rows - 1) * row_stride + (columns - 1) * column_stride) / element_bytes + 1;
     rows = 1;
     column_stride = element_bytes;

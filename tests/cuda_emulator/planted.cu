@@ -231,6 +231,8 @@ __global__ void between_rows(Args args) { store(args.y + 16 * tid() + 12, 1.0f);
 __global__ void sound_columns(Args args) { store(args.y + 2 + 64 * (tid() % 16), 1.0f); }
 __global__ void between_columns(Args args) { store(args.y + 3 + 64 * (tid() % 16), 1.0f); }  // planted
 __global__ void vector_over_columns(Args args) { load<2>(args.y + 2); }                      // planted
+__global__ void sound_expanded(Args args) { store(args.y + tid() % 16, 1.0f); }
+__global__ void past_expanded(Args args) { store(args.y + 1 + tid() % 16, 1.0f); }  // planted
 
 // ---- asynchronous copies
 
@@ -410,6 +412,8 @@ Case cases[] = {
     CASE(sound_columns, 0),
     CASE(between_columns, 0),
     CASE(vector_over_columns, 0),
+    CASE(sound_expanded, 0),
+    CASE(past_expanded, 0),
     CASE(sound_async, 20 * kThreads),
     CASE(async_not_waited, 16 * kThreads),
     CASE(async_other_group, 8 * kThreads),
@@ -442,6 +446,9 @@ void tell(emulator::Memory& memory, const std::string& name, const Args& args) {
     memory.add_matrix("y", args.y, 4, 64, 16 * 4, 12, 4, Access::read_write);
   } else if (name.find("columns") != std::string::npos) {  // [3, 16], transposed, of [16, 64]
     memory.add_matrix("y", args.y, 4, 3, 4, 16, 64 * 4, Access::read_write);
+  } else if (name.find("expanded") != std::string::npos) {  // [16], expanded to [64, 16] and [16, 64]
+    memory.add_matrix("y", args.y, 4, 64, 0, 16, 4, Access::read_write);
+    memory.add_matrix("y", args.y, 4, 16, 4, 64, 0, Access::read_write);
   } else {
     memory.add("y", args.y, 4 * kFloats, Access::read_write);
   }

@@ -183,6 +183,31 @@ class TestGroups:
         assert "-DDCTPS_WITH_CUDA=1" in groups["torch"].cxx
         assert "-DDCTPS_WITH_CUDA=1" not in self.groups()["torch"].cxx
 
+    def test_the_emulated_build_compiles_cuda_sources_for_the_host(self):
+        groups = self.groups(emulated=build.emulated_flags({"DCTPS_EMULATED": "1"}))
+        assert list(groups) == ["torch", "core", "kernel-baseline", "emulated", "emulator"]
+        assert groups["emulated"].sources == ["cuda.cpp"] and not groups["emulated"].nvcc
+        for name in ("torch", "core", "emulated", "emulator"):
+            assert "-DDCTPS_EMULATED=1" in groups[name].cxx
+        assert "-DDCTPS_WITH_CUDA=1" in groups["torch"].cxx
+        assert not any("-fsanitize" in flag for group in groups.values() for flag in group.cxx)
+
+    def test_sanitizers_are_for_what_the_emulated_tests_are_about(self):
+        flags = build.emulated_flags({"DCTPS_EMULATED": "1", "DCTPS_SANITIZE": "address,undefined"})
+        groups = self.groups(emulated=flags)
+        sanitized = [name for name, group in groups.items() if "-fsanitize=address,undefined" in group.cxx]
+        assert sanitized == ["torch", "core", "emulated"]
+        assert "-DDCTPS_ASAN=1" in groups["emulator"].cxx
+        with pytest.raises(build.BuildError, match="DCTPS_SANITIZE is for the emulated build"):
+            build.emulated_flags({"DCTPS_SANITIZE": "address"})
+        assert build.emulated_flags({}) is None
+
+    def test_a_cuda_source_is_included_by_a_host_source(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(build, "ROOT", tmp_path)
+        assert build.as_host_source("csrc/x.cpp", tmp_path / "objects") == "csrc/x.cpp"
+        made = tmp_path / build.as_host_source("csrc/x/y.cu", tmp_path / "objects")
+        assert made.read_text() == f'#include "{tmp_path}/csrc/x/y.cu"\n'
+
 
 class TestCMake:
     text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
@@ -213,9 +238,9 @@ class TestCMake:
         assert f"CMAKE_PROJECT_VERSION:STATIC={version}" in (tmp_path / "CMakeCache.txt").read_text()
 
 
-def run_python(*arguments, cwd, path):
-    """A Python of its own that finds `path` before anything that is installed."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(map(str, path))}
+def run_python(*arguments, cwd, path, **variables):
+    """A Python that finds `path` before anything that is installed, and sees the `variables` alone."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(map(str, path)), **variables}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
@@ -286,12 +311,12 @@ class TestLoad:
                 (package / "_C.py").write_text(module)  # any module of that name will do
         return folder
 
-    def import_it(self, tmp_path, *sites, torch="__version__ = '2.13.0+cpu'\n", cwd=None):
+    def import_it(self, tmp_path, *sites, torch="__version__ = '2.13.0+cpu'\n", cwd=None, **variables):
         fake = tmp_path / "fake"
         fake.mkdir()
         (fake / "torch.py").write_text(torch)
         code = "import dctps_ext, sys; print(sys.modules['dctps_ext._C'].__name__)"
-        done = run_python("-S", "-c", code, cwd=cwd or tmp_path, path=[*sites, fake])
+        done = run_python("-S", "-c", code, cwd=cwd or tmp_path, path=[*sites, fake], **variables)
         return done.stdout.strip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
     def test_a_build_that_fits_loads(self, tmp_path):
@@ -305,6 +330,18 @@ class TestLoad:
         said = f"dctps_ext was built for torch 2.13.0+cpu, but torch {installed} is installed: rebuild with:"
         assert message.startswith(f"ImportError: {said}")
         assert "pip install --no-build-isolation" in message
+
+    def test_another_builds_module_is_loaded_with_its_build_info(self, tmp_path):
+        site = self.site(tmp_path / "site", built_for="1.0", module="raise ImportError('not this one')\n")
+        other = self.site(tmp_path / "other") / "dctps_ext" / "_C.py"
+        assert self.import_it(tmp_path, site, DCTPS_EXTENSION=str(other)) == "dctps_ext._C"
+
+    def test_another_build_that_is_not_there_is_named(self, tmp_path):
+        where = tmp_path / "nowhere" / "_C.so"
+        message = self.import_it(tmp_path, self.site(tmp_path / "site"), DCTPS_EXTENSION=str(where))
+        assert message.startswith(
+            f"ImportError: dctps_ext is not built: {where.parent} has no compiled module"
+        )
 
     def test_no_torch(self, tmp_path):
         message = self.import_it(
