@@ -52,7 +52,22 @@ ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
 }
 AVX512_WIDE = "-mprefer-vector-width=512"  # newer compilers only
-NVCC_FLAGS = ["-O3", "-lineinfo", "-Werror", "all-warnings", "-Xcompiler", "-fvisibility=hidden"]
+NVCC_FLAGS = [
+    "-O3",
+    "-lineinfo",
+    "-Werror",
+    "all-warnings",
+    "-Xcompiler",
+    "-fvisibility=hidden",
+    "-Xptxas",
+    "-v",  # registers, stack and spills of every kernel, which tools/cuda_code.py reads
+    # torch forbids its own sources the operators of half and bfloat16; the kernels see no torch, and must
+    # mean the same to a bare nvcc.
+    "-U__CUDA_NO_HALF_OPERATORS__",
+    "-U__CUDA_NO_HALF_CONVERSIONS__",
+    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
+    "-U__CUDA_NO_HALF2_OPERATORS__",
+]
 # The build machine may have no GPU, so its GPU is not asked. Code for sm_86 runs on sm_87 too, and the last
 # entry's PTX on whatever is newer.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
@@ -320,7 +335,8 @@ def make_build_ext() -> type:
         def finalize_options(self) -> None:
             super().finalize_options()
             # pip's editable build has a temporary folder here, in which every build would be a whole one.
-            target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            # One for each torch, so that builds for several (tools/cuda_link.py) do not undo each other.
+            target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
             self.build_temp = str(ROOT / "build" / f"objects-{target}")
             self.force = True  # always link: what needs compiling is for ninja to tell
 

@@ -3,6 +3,7 @@
 import torch
 
 import dctps_ext
+from dctps_ext._load import summary
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -31,6 +32,13 @@ def assert_accurate(
         rounding = relative_error(oracle.to(dtype), oracle)
         torch_error = 0.0 if torch_result is None else relative_error(torch_result, oracle)
         assert error <= 2 * max(torch_error, rounding)
+
+
+def why_no_cuda() -> str | None:
+    """Why the CUDA kernels cannot run here; None where they can."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("dctps_ext::dctps_linear", "CUDA"):
+        return f"no CUDA kernels: {summary()}"
+    return None if torch.cuda.is_available() else "torch finds no GPU"
 
 
 def random_support(m: int, n: int, density: float, seed: int = 0) -> dctps_ext.Support:

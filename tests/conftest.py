@@ -1,22 +1,42 @@
-"""Shared fixtures: the backends that every op's tests run on, and torch's number of threads."""
+"""Shared fixtures: what every op's tests run on (instruction sets, GPU), and torch's number of threads."""
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import dctps_ext
+from tests.checks import why_no_cuda
 
-settings.register_profile("dctps", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile(
+    "dctps",
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    # A device and its instruction set stay the same for all examples of a test.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("dctps")
 
+# Besides the CPU's instruction sets; a build for the emulator lists that among them.
+GPU = [] if why_no_cuda() else ["cuda"]
 
-@pytest.fixture(params=dctps_ext._C.isas())
+
+@pytest.fixture(params=[*dctps_ext._C.isas(), *GPU])
 def backend(request):
-    """The device to test on, with each of its instruction sets in use in turn."""
+    """The device to test on: the CPU with each instruction set in use in turn, and any GPU."""
+    if request.param == "cuda":
+        yield "cuda"
+        return
     before = dctps_ext._C.isa()
     dctps_ext._C.set_isa(request.param)
     yield "cpu"
     dctps_ext._C.set_isa(before)
+
+
+@pytest.fixture(params=["cpu", *GPU])
+def device(request):
+    """The device to test on: the CPU as users get it, and any GPU."""
+    return request.param
 
 
 @pytest.fixture
