@@ -113,7 +113,7 @@ cuda-all: $(VENV)/stamp-build
 
 # In the Python that is there, without .venv: such a machine may have no network to fill one from.
 gpu-check:
-	@$(PYTHON) tools/gpu_check.py --out '$(or $(OUT),build/gpu-check)'
+	@$(PYTHON) tools/gpu_check.py --out '$(or $(OUT),build/gpu-check)' $(if $(COMMIT),--commit '$(COMMIT)')
 
 test: lint cpp-test cuda-link $(VENV)/stamp-test $(VENV)/stamp-demo
 	$(SAY) 'Python tests'

@@ -1,26 +1,14 @@
 """tools/cuda_code.py finds spills, stack and narrow accesses: in given text, and in planted kernels."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def import_tool(name):
-    """A file of tools/, which is no package, as a module."""
-    spec = importlib.util.spec_from_file_location(f"dctps_tools_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
+from tests.checks import import_tool
 
 tool = import_tool("cuda_code")
 
