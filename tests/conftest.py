@@ -17,26 +17,32 @@ settings.register_profile(
 )
 settings.load_profile("dctps")
 
-# Besides the CPU's instruction sets; a build for the emulator lists that among them.
+# A build for the emulator lists that among its instruction sets, because CPU tensors then take the CUDA kernels.
+ISAS = dctps_ext._C.isas()
 GPU = [] if why_no_cuda() else ["cuda"]
 
 
-@pytest.fixture(params=[*dctps_ext._C.isas(), *GPU])
-def backend(request):
-    """The device to test on: the CPU with each instruction set in use in turn, and any GPU."""
-    if request.param == "cuda":
-        yield "cuda"
+def use(name):
+    """Yield the device of tensors that take the kernels `name`, which are in use until the generator ends."""
+    if name in ("cpu", "cuda"):
+        yield name
         return
     before = dctps_ext._C.isa()
-    dctps_ext._C.set_isa(request.param)
+    dctps_ext._C.set_isa(name)
     yield "cpu"
     dctps_ext._C.set_isa(before)
 
 
-@pytest.fixture(params=["cpu", *GPU])
+@pytest.fixture(params=[*ISAS, *GPU])
+def backend(request):
+    """The device to test on: the CPU with each instruction set in use in turn, and any GPU."""
+    yield from use(request.param)
+
+
+@pytest.fixture(params=["cpu", *(isa for isa in ISAS if isa == "emulated"), *GPU])
 def device(request):
-    """The device to test on: the CPU as users get it, and any GPU."""
-    return request.param
+    """The device to test on: the CPU as users get it, the emulated GPU, and any real one."""
+    yield from use(request.param)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import dctps_ext
 from dctps_ext import Support
 from tests.checks import DTYPES, assert_accurate, random_support, why_no_cuda
 
-pytestmark = pytest.mark.skipif(why_no_cuda() is not None, reason=str(why_no_cuda()))
+if why_no_cuda():
+    pytest.skip(f"needs a GPU: {why_no_cuda()}", allow_module_level=True)
 
 LONG = 2_000_000_000  # cycles that torch.cuda._sleep keeps a stream busy: a second or so
 OPS = (
