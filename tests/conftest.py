@@ -17,7 +17,7 @@ settings.register_profile(
 )
 settings.load_profile("dctps")
 
-# A build for the emulator lists that among its instruction sets, because CPU tensors then take the CUDA kernels.
+# A build for the emulator lists that among its instruction sets: with it, CPU tensors take the CUDA kernels.
 ISAS = dctps_ext._C.isas()
 GPU = [] if why_no_cuda() else ["cuda"]
 
