@@ -59,6 +59,8 @@ NVCC_FLAGS = [
     "all-warnings",
     "-Xcompiler",
     "-fvisibility=hidden",
+    "--threads",
+    "4",  # architectures at a time; each one's output stays in one piece
     "-Xptxas",
     "-v",  # registers, stack and spills of every kernel, which tools/cuda_code.py reads
     # torch forbids its own sources the operators of half and bfloat16; the kernels see no torch, and must
