@@ -30,7 +30,7 @@ ACCESS = re.compile(
 )  # LDG.E.128.CONSTANT, LDGSTS.E.BYPASS.128, STG.E.EF.U16, ...
 WIDTH = re.compile(r"\.[US]?(8|16|64|128|256)\b")
 # The kernels that move rows, which every shipped configuration must be able to do 16 bytes at a time.
-VECTOR_KERNELS = re.compile(r"\blinear_(forward|backward)")
+VECTOR_KERNELS = re.compile(r"\b(linear|layer)_(forward|backward)_kernel")
 
 
 @dataclass
