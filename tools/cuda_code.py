@@ -29,8 +29,13 @@ ACCESS = re.compile(
     r"\b(LDG|LDGSTS|STG)\b[.\w]*"
 )  # LDG.E.128.CONSTANT, LDGSTS.E.BYPASS.128, STG.E.EF.U16, ...
 WIDTH = re.compile(r"\.[US]?(8|16|64|128|256)\b")
-# The kernels that move rows, which every shipped configuration must be able to do 16 bytes at a time.
-VECTOR_KERNELS = re.compile(r"\b(linear|layer)_(forward|backward)_kernel")
+# Kernels that must be able to move 16 bytes at a time. Those with S (layer_*) store y and dx as their threads
+# finish them, an element each, side by side over a warp; with no rows in shared memory (0) they gather.
+MUST_BE_WIDE = {
+    "load": re.compile(r"\blinear_(forward|backward)_kernel|\blayer_\w+_kernel<\S*LayerConfig<\S+, [1-9]"),
+    "store": re.compile(r"\blinear_(forward|backward)_kernel"),
+}
+WIDE = {"load": ("LDG.128", "LDGSTS.128", "LDG.256"), "store": ("STG.128", "STG.256")}
 
 
 @dataclass
@@ -132,17 +137,14 @@ def faults(functions: list[Function]) -> list[str]:
     ]
 
 
-def narrow(functions: list[Function], vector: re.Pattern) -> list[str]:
-    """Kernels whose name `vector` finds, and whose machine code never moves 16 bytes in, or never out."""
+def narrow(functions: list[Function]) -> list[str]:
+    """Kernels that `MUST_BE_WIDE` names, and whose machine code never moves 16 bytes in that direction."""
     return [
         f"{f.arch}: {f.name}: no 128-bit {kind} among {f.accesses}"
         for f in functions
-        if f.registers is not None and vector.search(f.name)
-        for kind, names in {
-            "load": ("LDG.128", "LDGSTS.128", "LDG.256"),
-            "store": ("STG.128", "STG.256"),
-        }.items()
-        if not any(name in f.accesses for name in names)
+        for kind, names in MUST_BE_WIDE.items()
+        if f.registers is not None and names.search(f.name)
+        if not any(name in f.accesses for name in WIDE[kind])
     ]
 
 
@@ -175,9 +177,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("log", type=Path, help="the output of a build whose nvcc was given -Xptxas -v")
     parser.add_argument("--module", type=Path, help="the compiled extension, to read its machine code")
     parser.add_argument("--packages", type=Path, action="append", default=[], help="where a Triton may be")
-    parser.add_argument(
-        "--vector", type=re.compile, default=VECTOR_KERNELS, help="kernels that must move 16 bytes at a time"
-    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args(argv)
@@ -194,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
             accesses = read_module(cuobjdump, arguments.module)
             for function in functions:
                 function.accesses = accesses.get((function.name, function.arch), {})
-            wide = narrow(functions, arguments.vector)
+            wide = narrow(functions)
             wrong += wide
             widths = f"{sum(bool(f.accesses) for f in functions)} kernels read, {len(wide)} too narrow"
     if arguments.json:

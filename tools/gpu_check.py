@@ -123,7 +123,11 @@ def stages(facts: dict, out: Path) -> list[Stage]:
             [python, "setup.py", "build_ext", "--inplace"],
             240,
             cannot=no_nvcc or no_cuda,
-            env={"DCTPS_FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": facts["capability"] or ANY_ARCH},
+            env={
+                "DCTPS_FORCE_CUDA": "1",
+                "TORCH_CUDA_ARCH_LIST": facts["capability"] or ANY_ARCH,
+                "NVCC_APPEND_FLAGS": "--split-compile=0",  # all cores on one file of kernels
+            },
         ),
         Stage(
             "kernels",

@@ -67,13 +67,35 @@ def test_accesses_are_counted_by_width():
     assert counts == {"LDG.128": 1, "LDG.32": 1, "LDGSTS.128": 1, "STG.16": 1, "STG.64": 1}
 
 
-def test_a_kernel_that_should_be_wide_and_is_not_is_named():
+def must_be_wide(monkeypatch, load, store):
+    """Make the tool ask wide loads, and wide stores, of kernels with such names."""
+    monkeypatch.setattr(tool, "MUST_BE_WIDE", {"load": re.compile(load), "store": re.compile(store)})
+
+
+def test_a_kernel_that_should_be_wide_and_is_not_is_named(monkeypatch):
     function = tool.Function("void fine<float>(Args)", "sm_90", 18, accesses={"LDG.128": 2, "STG.64": 1})
-    (said,) = tool.narrow([function], re.compile("fine"))
+    must_be_wide(monkeypatch, "fine", "fine")
+    (said,) = tool.narrow([function])
     assert "no 128-bit store" in said
-    assert tool.narrow([function], re.compile("other")) == []
+    must_be_wide(monkeypatch, "fine", "other")
+    assert tool.narrow([function]) == []
+    must_be_wide(monkeypatch, "fine", "fine")
     function.accesses["STG.128"] = 1
-    assert tool.narrow([function], re.compile("fine")) == []
+    assert tool.narrow([function]) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "load", "store"),
+    [
+        ("linear_forward_kernel<dctps::LinearConfig<float, true> >", True, True),
+        ("layer_backward_kernel<dctps::LayerConfig<dctps::Half, 8, (dctps::DctPart)1>, true>", True, False),
+        ("layer_forward_kernel<dctps::LayerConfig<float, 0, (dctps::DctPart)1> >", False, False),
+        ("add_up_kernel<float>", False, False),
+    ],
+)
+def test_which_kernels_must_be_wide(kernel, load, store):
+    found = {kind: names.search(f"void dctps::{kernel}(Args)") for kind, names in tool.MUST_BE_WIDE.items()}
+    assert {kind: match is not None for kind, match in found.items()} == {"load": load, "store": store}
 
 
 def test_the_table_has_a_line_for_each_function():
@@ -160,14 +182,15 @@ def test_planted_spills_and_local_arrays_are_caught(compiled, capsys):
     )
 
 
-def test_planted_narrow_accesses_are_caught(compiled, capsys):
+def test_planted_narrow_accesses_are_caught(compiled, capsys, monkeypatch):
     log, module = compiled
     # Triton carries one: here, or where `make cuda-link` builds.
     shared = import_tool("cuda_link").CACHE.glob("cuda-venv/lib/python*/site-packages")
     packages = [Path(sysconfig.get_path("purelib")), *shared]
     if tool.find_cuobjdump(tuple(packages)) is None:
         pytest.skip("cuobjdump is not installed")
-    arguments = [str(log), "--module", str(module), "--vector", "wide|narrow"]
+    must_be_wide(monkeypatch, "wide|narrow", "wide|narrow")
+    arguments = [str(log), "--module", str(module)]
     assert tool.main([*arguments, *(f"--packages={folder}" for folder in packages)]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "128-bit" in line]
     assert len(said) == 2 and all("narrow<Config<float, 1>" in line for line in said)
