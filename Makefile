@@ -9,7 +9,7 @@ BUILD_DIR ?= build/cpp-test
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv build lint format cpp-test emulated-test test demo compare clean FORCE
+.PHONY: help venv build lint format cpp-test emulated-test cuda-link cuda-all gpu-check test demo compare clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -36,6 +36,8 @@ help:
 	@echo 'make lint      check formatting and style            make format    apply them'
 	@echo 'make cpp-test  the C++ library and its tests         make clean     remove .venv and what was built'
 	@echo 'make emulated-test  the CUDA kernels run on the CPU, every access checked; needs GCC'
+	@echo 'make cuda-link the CUDA build, linked and imported without a GPU, for one architecture; needs nvcc'
+	@echo 'make cuda-all  the same for every architecture       make gpu-check OUT=DIR  tests and benchmarks on a GPU'
 	@echo
 	@echo 'PYTHON=$(PYTHON)  the Python to use'
 	@echo 'TORCH="$(TORCH)"  what is installed where Python has none; without a GPU, the CPU build is smaller:'
@@ -116,7 +118,20 @@ emulated-test: $(VENV)/stamp-test
 	  $(EMULATED_ENV) $(PY) -m pytest -q tests/test_ops_linear.py tests/test_cuda_kernels.py \
 	    -k 'emulated or test_cuda_kernels'; fi
 
-test: lint cpp-test emulated-test $(VENV)/stamp-test $(VENV)/stamp-demo
+# Compiles the kernels anew each time, because the compiler's report on them is part of the check.
+cuda-link: $(VENV)/stamp-build
+	$(SAY) 'CUDA: build, link, import'
+	@$(PY) tools/cuda_link.py
+
+cuda-all: $(VENV)/stamp-build
+	$(SAY) 'CUDA: build for every architecture, link, import'
+	@$(PY) tools/cuda_link.py --archs all
+
+# In the Python that is there, without .venv: such a machine may have no network to fill one from.
+gpu-check:
+	@$(PYTHON) tools/gpu_check.py --out '$(or $(OUT),build/gpu-check)' $(if $(COMMIT),--commit '$(COMMIT)')
+
+test: lint cpp-test emulated-test cuda-link $(VENV)/stamp-test $(VENV)/stamp-demo
 	$(SAY) 'Python tests'
 	@$(PY) -m pytest -q
 

@@ -55,7 +55,24 @@ ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
 }
 AVX512_WIDE = "-mprefer-vector-width=512"  # newer compilers only
-NVCC_FLAGS = ["-O3", "-lineinfo", "-Werror", "all-warnings", "-Xcompiler", "-fvisibility=hidden"]
+NVCC_FLAGS = [
+    "-O3",
+    "-lineinfo",
+    "-Werror",
+    "all-warnings",
+    "-Xcompiler",
+    "-fvisibility=hidden",
+    "--threads",
+    "4",  # architectures at a time; each one's output stays in one piece
+    "-Xptxas",
+    "-v",  # registers, stack and spills of every kernel, which tools/cuda_code.py reads
+    # torch forbids its own sources the operators of half and bfloat16; the kernels see no torch, and must
+    # mean the same to a bare nvcc.
+    "-U__CUDA_NO_HALF_OPERATORS__",
+    "-U__CUDA_NO_HALF_CONVERSIONS__",
+    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
+    "-U__CUDA_NO_HALF2_OPERATORS__",
+]
 # For the build of the tests, whose CUDA kernels run on the host. No vptr: torch's classes carry no type
 # information for it.
 EMULATOR = "tests/cuda_emulator"
@@ -374,7 +391,8 @@ def make_build_ext() -> type:
         def finalize_options(self) -> None:
             super().finalize_options()
             # pip's editable build has a temporary folder here, in which every build would be a whole one.
-            target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            # One for each torch, so that builds for several (tools/cuda_link.py) do not undo each other.
+            target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
             self.emulated = emulated_flags(os.environ)
             if self.emulated is not None:
                 target += "-".join(["-emulated", *os.environ.get("DCTPS_SANITIZE", "").split(",")])

@@ -147,7 +147,7 @@ def dct_peers(pass_, inputs, threads):
         peers.append(_ducc0_peer(pass_, arrays, y, threads))
     if "FFTW" not in missing:
         peers.append(_fftw_peer(pass_, arrays, y, threads))
-    composed = {"dct": _composed_dct, "idct": _composed_idct}[pass_](inputs, y)
+    composed = composed_call(pass_, inputs, y)
     peers.append(Peer(COMPOSED, composed, lambda: (composed(0),), y.nbytes, "Makhoul by torch.fft, out="))
 
     def copy(i):
@@ -197,6 +197,11 @@ def _fftw_peer(pass_, arrays, y, threads):
     return Peer("FFTW", call, result, held, "FFTW_MEASURE, preallocated output, scaling not timed")
 
 
+def composed_call(pass_, inputs, y):
+    """`call(i)` of the DCT ("dct", "idct") of float32 `inputs[i]` into `y`, put together from torch.fft."""
+    return {"dct": _composed_dct, "idct": _composed_idct}[pass_](inputs, y)
+
+
 def _twiddles(q):
     """c_k exp(-i pi k / 2q) for k = 0..q/2, computed in double precision."""
     k = torch.arange(q // 2 + 1, dtype=torch.float64)
@@ -208,8 +213,8 @@ def _twiddles(q):
 def _composed_dct(inputs, y):
     q = y.shape[1]
     half = q // 2 + 1
-    twiddles, v = _twiddles(q), torch.empty_like(y)
-    spectrum = torch.empty(len(y), half, dtype=torch.complex64)
+    twiddles, v = _twiddles(q).to(y.device), torch.empty_like(y)
+    spectrum = torch.empty(len(y), half, dtype=torch.complex64, device=y.device)
 
     def call(i):
         x = inputs[i]
@@ -228,8 +233,8 @@ def _composed_idct(inputs, y):
     q = y.shape[1]
     half = q // 2 + 1
     # V_k = exp(i pi k / 2q) (y_k - i y_{q-k}) / c_k, with y_q = 0.
-    twiddles = _twiddles(q).to(torch.complex128).reciprocal().to(torch.complex64)
-    spectrum = torch.zeros(len(y), half, dtype=torch.complex64)
+    twiddles = _twiddles(q).to(torch.complex128).reciprocal().to(y.device, torch.complex64)
+    spectrum = torch.zeros(len(y), half, dtype=torch.complex64, device=y.device)
     v = torch.empty_like(y)
 
     def call(i):
@@ -568,11 +573,11 @@ def _page_note(rows):
     ]
 
 
-def goal_table(goals):
-    """The goals as aligned text: bound, worst measured ratio, met or missed."""
+def goal_table(goals, where=None):
+    """The goals as aligned text: bound, worst measured ratio, met or missed; `where` in place of threads."""
     lines = []
     for threads in dict.fromkeys(goal["threads"] for goal in goals):
-        title = f"Goals, {count_threads(threads)}: the worst of the ratios that the section measured"
+        title = f"Goals, {where or count_threads(threads)}: the worst of the ratios that the section measured"
         if threads > 1:
             title += "; (kept): over the same with 1 thread"
         lines += [title, f"  {'goal':<57} {'bound':>7} {'measured':>8}  {'':<12} where worst"]

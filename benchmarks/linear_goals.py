@@ -75,7 +75,7 @@ def ratios(results, threads, section, ours, others, wanted, label):
     }
 
 
-def _faster(section, text, target, ours, others, wanted, label):
+def faster(section, text, target, ours, others, wanted, label):
     """A goal on how many times faster a peer is."""
     return Goal(
         section,
@@ -85,7 +85,7 @@ def _faster(section, text, target, ours, others, wanted, label):
     )
 
 
-def _times(section, text, target, ours, other, wanted, label):
+def slower(section, text, target, ours, other, wanted, label):
     """A goal on how many times the time of another peer a peer takes."""
 
     def values(results, threads):
@@ -101,7 +101,7 @@ def _batch(row):
 
 def _layer_goals(section, text, targets):
     return [
-        _faster(
+        faster(
             section,
             f"{text}, q={q}, p={100 * p:g}%",
             target,
@@ -116,7 +116,7 @@ def _layer_goals(section, text, targets):
 
 
 def _over_sparse(p, q):
-    return _faster(
+    return faster(
         "forward",
         f"forward over torch.sparse, p={100 * p:g}%, q >= {q}",
         1,
@@ -146,7 +146,7 @@ def _fit_values(results, threads):
 
 GOALS = (
     *(
-        _faster(
+        faster(
             "dct",
             f"DCT over the best of scipy, ducc0, FFTW, q={q}",
             target,
@@ -157,7 +157,7 @@ GOALS = (
         )
         for q, target in DCT_TARGETS.items()
     ),
-    _times(
+    slower(
         "dct",
         "DCT: times a copy, smooth q in 256..4096",
         3,
@@ -167,7 +167,7 @@ GOALS = (
         lambda r: f"{r['pass']} q={r['q']}",
     ),
     *_layer_goals("forward", "forward over nn.Linear", FORWARD_TARGETS),
-    _faster(
+    faster(
         "forward",
         "forward over nn.Linear, q=4096, B=1",
         20,
@@ -179,7 +179,7 @@ GOALS = (
     *_layer_goals("step", "training step over nn.Linear's", STEP_TARGETS),
     _over_sparse(0.01, 256),
     _over_sparse(0.001, 1024),
-    _faster(
+    faster(
         "auto",
         'algorithm="auto" forward over nn.Linear (q, p, B)',
         0.9,
@@ -196,7 +196,7 @@ GOALS = (
         at_least=False,
         each=True,
     ),
-    _times(
+    slower(
         "overhead",
         "a tiny call: times nn.Linear's, q=16, B=1",
         4,

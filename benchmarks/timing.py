@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
@@ -15,6 +16,7 @@ from dctps_ext.pruning.cost import peak_of
 
 MINIMUM_SECONDS = 2e-3  # a timed stretch is at least this long, so that the clock's reading does not count
 FEWEST_ROUNDS = 5  # a limit in seconds never leaves fewer
+SLEEP_CYCLES = 1_000_000  # about half a millisecond of a GPU
 
 
 class WrongResult(AssertionError):
@@ -86,12 +88,34 @@ def validate(peer, oracle, tolerance):
     return max(errors)
 
 
-def interleave(peers, inputs, rounds, description="timing", seconds=math.inf):
+def wall_seconds(work):
+    """How long `work()` takes by the clock."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def gpu_seconds(work):
+    """How long the GPU takes over what `work()` puts on the current stream, by CUDA events.
+
+    The GPU sleeps while the first of it is put there, so that it finds work waiting and never waits itself.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(SLEEP_CYCLES)
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleave(peers, inputs, rounds, description="timing", seconds=math.inf, clock=wall_seconds):
     """Time peers in interleaved rounds, so that a disturbance of the machine falls on all of them.
 
     Each round times every peer once, starting with another one each time; a timed stretch is as many calls as
     fill `MINIMUM_SECONDS`, each on the next of `inputs` inputs. One stretch of each before the rounds is the
     warm-up. Slow peers may end it early: once `seconds` have passed in `FEWEST_ROUNDS` rounds or more.
+    `clock(work)` measures a stretch: `wall_seconds`, or `gpu_seconds` where peers work on a GPU.
 
     Returns:
         A list of `Timing`, in the order of `peers`.
@@ -101,10 +125,12 @@ def interleave(peers, inputs, rounds, description="timing", seconds=math.inf):
     def stretch(k, calls):
         call, i = peers[k].call, counters[k]
         counters[k] += calls
-        start = time.perf_counter()
-        for step in range(i, i + calls):
-            call(step % inputs)
-        return (time.perf_counter() - start) / calls
+
+        def work():
+            for step in range(i, i + calls):
+                call(step % inputs)
+
+        return clock(work) / calls
 
     for k in range(len(peers)):
         stretch(k, inputs)

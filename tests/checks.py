@@ -1,5 +1,9 @@
 """What several test files check with: errors against oracles, and the accuracy that the package promises."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import torch
 
 import dctps_ext
@@ -31,6 +35,23 @@ def assert_accurate(
         rounding = relative_error(oracle.to(dtype), oracle)
         torch_error = 0.0 if torch_result is None else relative_error(torch_result, oracle)
         assert error <= 2 * max(torch_error, rounding)
+
+
+def why_no_cuda() -> str | None:
+    """Why the CUDA kernels cannot run here; None where they can."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("dctps_ext::dctps_linear", "CUDA"):
+        return "this build has no CUDA kernels"
+    return None if torch.cuda.is_available() else "torch finds no GPU"
+
+
+def import_tool(name: str):
+    """A file of tools/, which is no package, as a module."""
+    path = Path(__file__).resolve().parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"dctps_tools_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def random_support(m: int, n: int, density: float, seed: int = 0) -> dctps_ext.Support:

@@ -33,14 +33,14 @@ PAIRS = sorted(
 )
 
 
-def operands(m, n, dtype, nnz=None, rows=19, seed=0):
+def operands(m, n, dtype, nnz=None, rows=19, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     support = Support.random(m, n, min(m * n, 3 * max(m, n)) if nnz is None else nnz, seed=seed)
     x = torch.randn(rows, n, generator=generator, dtype=torch.float64).to(dtype)
     values = torch.randn(support.nnz, generator=generator, dtype=torch.float64).to(dtype)
     alpha = torch.tensor(0.75, dtype=dtype)
     bias = torch.randn(m, generator=generator, dtype=torch.float64).to(dtype)
-    return x, values, support, alpha, bias
+    return tuple(operand.to(device) for operand in (x, values, support, alpha, bias))
 
 
 @functools.lru_cache(maxsize=4)
@@ -69,17 +69,17 @@ def oracle_gradients(dy, x, values, support, alpha):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m,n", PAIRS)
-def test_forward_and_backward_agree_with_the_dense_twin(m, n, dtype):
+def test_forward_and_backward_agree_with_the_dense_twin(device, m, n, dtype):
     x, values, support, alpha, bias = operands(m, n, dtype)
-    leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
-    y = dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    leaves = [t.clone().to(device).requires_grad_() for t in (x, values, alpha, bias)]
+    y = dctps_linear(leaves[0], leaves[1], support.to(device), leaves[2], leaves[3])
     weight = dense_weight(values, support, alpha)
     half = dtype.itemsize == 2  # only there is torch's own error needed, and its 16-bit matmul is slow
     torch_y = F.linear(x, weight.to(dtype), bias) if half else None
-    assert_accurate(y, F.linear(x.double(), weight, bias.double()), dtype, torch_y)
+    assert_accurate(y.cpu(), F.linear(x.double(), weight, bias.double()), dtype, torch_y)
 
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
-    gradients = torch.autograd.grad(y, leaves, dy)
+    gradients = [gradient.cpu() for gradient in torch.autograd.grad(y, leaves, dy.to(device))]
     oracles = oracle_gradients(dy, x, values, support, alpha)
     assert_accurate(gradients[0], oracles[0], dtype, dy @ weight.to(dtype) if half else None)
     assert_accurate(gradients[1], oracles[1], dtype)
@@ -95,32 +95,30 @@ def test_forward_and_backward_agree_with_the_dense_twin(m, n, dtype):
     "m,n", [(1, 1), (7, 16), (82, 97), (120, 64), (641, 576), (1021, 1000), (300, 1024), (4608, 5)]
 )
 def test_every_instruction_set_agrees_with_the_dense_twin(backend, m, n, dtype):
-    test_forward_and_backward_agree_with_the_dense_twin(m, n, dtype)
+    test_forward_and_backward_agree_with_the_dense_twin(backend, m, n, dtype)
 
 
 @pytest.mark.parametrize("q", [2048, 4096, 8192, 8191, 10007])
-def test_float32_stays_accurate_at_large_lengths(q):
-    x = np.random.default_rng(q).standard_normal((2, q))
-    as_float = torch.from_numpy(x).float()
-    oracle = scipy.fft.dct(as_float.double().numpy(), norm="ortho")
-    assert relative_error(dctps_ext.dct(as_float), torch.from_numpy(oracle)) < 2e-6
-    oracle = scipy.fft.idct(as_float.double().numpy(), norm="ortho")
-    assert relative_error(dctps_ext.idct(as_float), torch.from_numpy(oracle)) < 2e-6
+def test_float32_stays_accurate_at_large_lengths(device, q):
+    x = torch.from_numpy(np.random.default_rng(q).standard_normal((2, q))).float()
+    for ours, scipys in ((dctps_ext.dct, scipy.fft.dct), (dctps_ext.idct, scipy.fft.idct)):
+        oracle = torch.from_numpy(scipys(x.double().numpy(), norm="ortho"))
+        assert relative_error(ours(x.to(device)).cpu(), oracle) < 2e-6
 
 
 @pytest.mark.parametrize("q", SIZES)
 def test_dct_is_scipys_orthonormal_dct(backend, q):
     x = np.random.default_rng(q).standard_normal((3, q))
-    ours = dctps_ext.dct(torch.from_numpy(x))
-    assert relative_error(ours, torch.from_numpy(scipy.fft.dct(x, norm="ortho"))) < 1e-12
-    assert relative_error(dctps_ext.idct(ours), torch.from_numpy(x)) < 1e-12
+    ours = dctps_ext.dct(torch.from_numpy(x).to(backend))
+    assert relative_error(ours.cpu(), torch.from_numpy(scipy.fft.dct(x, norm="ortho"))) < 1e-12
+    assert relative_error(dctps_ext.idct(ours).cpu(), torch.from_numpy(x)) < 1e-12
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**31))
-def test_dct_and_idct_are_transposes_for_any_shape(m, n, rows, seed):
+def test_dct_and_idct_are_transposes_for_any_shape(device, m, n, rows, seed):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, n, generator=generator, dtype=torch.float64)
-    v = torch.randn(rows, m, generator=generator, dtype=torch.float64)
+    x = torch.randn(rows, n, generator=generator, dtype=torch.float64).to(device)
+    v = torch.randn(rows, m, generator=generator, dtype=torch.float64).to(device)
     y = dctps_ext.dct(x, m)
     assert relative_error(y, reference.dct(x, m)) < 1e-12
     assert relative_error(dctps_ext.idct(v, n), reference.idct(v, n)) < 1e-12
@@ -128,7 +126,7 @@ def test_dct_and_idct_are_transposes_for_any_shape(m, n, rows, seed):
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.floats(0, 1), st.integers(0, 1000), st.integers(1, 40))
-def test_sparse_products_agree_with_scipy(m, n, density, seed, rows):
+def test_sparse_products_agree_with_scipy(device, m, n, density, seed, rows):
     support = random_support(m, n, density, seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, n, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -136,7 +134,7 @@ def test_sparse_products_agree_with_scipy(m, n, density, seed, rows):
     matrix = scipy.sparse.csr_array(
         (values.detach().numpy(), support.col.numpy(), support.crow.numpy()), shape=(m, n)
     )
-    y = dctps_ext.sparse_linear(x, values, support)
+    y = dctps_ext.sparse_linear(x.to(device), values.to(device), support.to(device)).cpu()
     assert relative_error(y, torch.from_numpy((matrix @ x.detach().numpy().T).T)) < 1e-12
     dy = torch.randn(rows, m, generator=generator, dtype=torch.float64)
     dx, dvalues = torch.autograd.grad(y, (x, values), dy)
@@ -156,30 +154,34 @@ def test_sparse_products_agree_with_scipy(m, n, density, seed, rows):
     layout=st.sampled_from(["contiguous", "transposed", "sliced", "expanded", "reversed_dims", "offset"]),
     dtype=st.sampled_from(DTYPES),
 )
-def test_any_leading_dimensions_and_strides(leading, n, m, layout, dtype):
+def test_any_leading_dimensions_and_strides(device, leading, n, m, layout, dtype):
     shape = (*leading, n)
-    x = torch.randn(shape).to(dtype)
+
+    def randn(*shape):
+        return torch.randn(shape).to(device, dtype)
+
+    x = randn(*shape)
     if layout == "transposed":
-        x = torch.randn(shape[::-1]).to(dtype).permute(*reversed(range(len(shape))))
+        x = randn(*shape[::-1]).permute(*reversed(range(len(shape))))
     elif layout == "sliced":
-        x = torch.randn((*leading, 3 * n + 1)).to(dtype)[..., 1 : 1 + 3 * n : 3]
+        x = randn(*leading, 3 * n + 1)[..., 1 : 1 + 3 * n : 3]
     elif layout == "expanded":
-        x = torch.randn(n).to(dtype).expand(shape)
+        x = randn(n).expand(shape)
     elif layout == "reversed_dims" and len(shape) > 2:
-        x = torch.randn((leading[1], leading[0], *shape[2:])).to(dtype).transpose(0, 1)
+        x = randn(leading[1], leading[0], *shape[2:]).transpose(0, 1)
     elif layout == "offset":
-        x = torch.randn((*leading, n + 3)).to(dtype)[..., 3:]
+        x = randn(*leading, n + 3)[..., 3:]
     assert x.shape == shape
-    support = random_support(m, n, 0.2)
-    values = torch.randn(support.nnz).to(dtype)
+    support = random_support(m, n, 0.2).to(device)
+    values = randn(support.nnz)
     y = dctps_linear(x, values, support, 0.5)
     assert y.shape == (*leading, m) and y.dtype == dtype and y.is_contiguous()
     assert torch.equal(y, dctps_linear(x.contiguous(), values, support, 0.5))
     assert torch.equal(dctps_ext.idct(x, m), dctps_ext.idct(x.contiguous(), m))
 
 
-def test_a_vector_and_an_empty_batch():
-    x, values, support, alpha, bias = operands(6, 9, torch.float32)
+def test_a_vector_and_an_empty_batch(device):
+    x, values, support, alpha, bias = operands(6, 9, torch.float32, device=device)
     one = dctps_linear(x[0], values, support, alpha, bias)
     assert one.shape == (6,) and torch.equal(one, dctps_linear(x, values, support, alpha, bias)[0])
     leaves = [t.clone().requires_grad_() for t in (x[:0], values, alpha, bias)]
@@ -191,14 +193,14 @@ def test_a_vector_and_an_empty_batch():
         assert torch.equal(leaf.grad, torch.zeros_like(leaf))
 
 
-def test_no_entries_and_no_dct_part():
-    x = torch.randn(4, 9)
-    nothing = Support.random(6, 9, 0)
-    empty = torch.empty(0)
+def test_no_entries_and_no_dct_part(device):
+    x = torch.randn(4, 9, device=device)
+    nothing = Support.random(6, 9, 0).to(device)
+    empty = torch.empty(0, device=device)
     assert torch.equal(dctps_linear(x, empty, nothing, 1.0), dctps_ext.dct(x, 6))
-    assert torch.equal(dctps_linear(x, empty, nothing, None), torch.zeros(4, 6))
-    full = Support.random(6, 9, 54)
-    values = torch.randn(54)
+    assert torch.equal(dctps_linear(x, empty, nothing, None), torch.zeros(4, 6, device=device))
+    full = Support.random(6, 9, 54).to(device)
+    values = torch.randn(54, device=device)
     assert torch.equal(dctps_linear(x, values, full, None), dctps_ext.sparse_linear(x, values, full))
 
 
@@ -206,12 +208,12 @@ def test_no_entries_and_no_dct_part():
 
 
 @pytest.mark.parametrize("m,n", [(5, 9), (9, 5), (1, 1), (8, 8), (3, 1)])
-def test_gradients_of_all_ops_to_second_order(m, n):
+def test_gradients_of_all_ops_to_second_order(device, m, n):
     x, values, support, alpha, bias = (
         t.requires_grad_() if isinstance(t, torch.Tensor) else t
-        for t in operands(m, n, torch.float64, nnz=(m * n + 1) // 2, rows=3)
+        for t in operands(m, n, torch.float64, nnz=(m * n + 1) // 2, rows=3, device=device)
     )
-    v = torch.randn(3, m, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(3, m, dtype=torch.float64, device=device, requires_grad=True)
     index = support.index
     cases = (
         (lambda x: dctps_ext.dct(x, m), (x,)),
@@ -231,24 +233,28 @@ def test_gradients_of_all_ops_to_second_order(m, n):
 
 
 @pytest.mark.parametrize("needed", range(1, 16))
-def test_each_gradient_can_be_asked_for_alone(needed):
+def test_each_gradient_can_be_asked_for_alone(device, needed):
     x, values, support, alpha, bias = operands(12, 20, torch.float64)
-    leaves = [t.clone().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate((x, values, alpha, bias))]
-    y = dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
+    leaves = [
+        t.clone().to(device).requires_grad_(bool(needed >> i & 1))
+        for i, t in enumerate((x, values, alpha, bias))
+    ]
+    y = dctps_linear(leaves[0], leaves[1], support.to(device), leaves[2], leaves[3])
     dy = torch.randn_like(y)
     y.backward(dy)
-    for leaf, oracle in zip(leaves, oracle_gradients(dy, x, values, support, alpha), strict=True):
+    for leaf, oracle in zip(leaves, oracle_gradients(dy.cpu(), x, values, support, alpha), strict=True):
         assert (leaf.grad is not None) == leaf.requires_grad
         if leaf.requires_grad:
-            assert relative_error(leaf.grad, oracle) < 1e-12
+            assert relative_error(leaf.grad.cpu(), oracle) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck(dtype):
+def test_opcheck(device, dtype):
     x, values, support, alpha, bias = (
-        t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in operands(6, 10, dtype)
+        t.requires_grad_() if isinstance(t, torch.Tensor) else t
+        for t in operands(6, 10, dtype, device=device)
     )
-    v = torch.randn(len(x), 6, dtype=dtype, requires_grad=True)
+    v = torch.randn(len(x), 6, dtype=dtype, device=device, requires_grad=True)
     ops, shape = torch.ops.dctps_ext, (support.index, 6, 10)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for op, arguments in (
@@ -268,8 +274,8 @@ def test_opcheck(dtype):
         assert set(opcheck(op.default, arguments, test_utils=tests).values()) == {"SUCCESS"}
 
 
-def test_torch_compile_captures_the_layer_as_one_graph():
-    x, values, support, alpha, bias = operands(6, 10, torch.float32)
+def test_torch_compile_captures_the_layer_as_one_graph(device):
+    x, values, support, alpha, bias = operands(6, 10, torch.float32, device=device)
     values.requires_grad_()
 
     def layer(x, values):
@@ -282,9 +288,9 @@ def test_torch_compile_captures_the_layer_as_one_graph():
     assert torch.equal(grad, torch.autograd.grad(expected.sum(), values)[0])
 
 
-def test_autocast_casts_as_for_a_dense_layer():
-    x, values, support, alpha, bias = operands(6, 10, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+def test_autocast_casts_as_for_a_dense_layer(device):
+    x, values, support, alpha, bias = operands(6, 10, torch.float32, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
         y = dctps_linear(x.bfloat16(), values, support, alpha, bias)
     cast = (t.bfloat16() for t in (alpha, bias))
     assert torch.equal(y, dctps_linear(x.bfloat16(), values.bfloat16(), support, *cast))
@@ -296,14 +302,14 @@ def test_autocast_casts_as_for_a_dense_layer():
 def all_results(x, values, support, alpha, bias):
     leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
     y = dctps_linear(leaves[0], leaves[1], support, leaves[2], leaves[3])
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     return y, *torch.autograd.grad(y, leaves, dy)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m,n,rows", [(64, 97, 333), (1000, 1024, 150), (300, 1021, 70), (3, 5, 1000)])
-def test_results_do_not_depend_on_the_number_of_threads_or_the_run(m, n, rows, dtype, threads):
-    arguments = operands(m, n, dtype, nnz=m * n // 10, rows=rows)
+def test_results_do_not_depend_on_the_number_of_threads_or_the_run(device, m, n, rows, dtype, threads):
+    arguments = operands(m, n, dtype, nnz=m * n // 10, rows=rows, device=device)
     threads(1)
     single = all_results(*arguments)
     for count in (2, 3, 4, 2):
@@ -315,8 +321,8 @@ def test_results_do_not_depend_on_the_number_of_threads_or_the_run(m, n, rows, d
 @given(
     st.integers(1, 200), st.integers(1, 200), st.integers(1, 60), st.integers(0, 59), st.sampled_from(DTYPES)
 )
-def test_a_rows_result_does_not_depend_on_the_rest_of_the_batch(m, n, rows, row, dtype):
-    x, values, support, alpha, bias = operands(m, n, dtype, rows=rows)
+def test_a_rows_result_does_not_depend_on_the_rest_of_the_batch(device, m, n, rows, row, dtype):
+    x, values, support, alpha, bias = operands(m, n, dtype, rows=rows, device=device)
     row %= rows
     whole = dctps_linear(x, values, support, alpha, bias)
     assert torch.equal(whole[row], dctps_linear(x[row], values, support, alpha, bias))
@@ -327,7 +333,7 @@ def test_a_rows_result_does_not_depend_on_the_rest_of_the_batch(m, n, rows, row,
 @pytest.mark.parametrize("q", [7, 64, 97, 641])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_a_non_finite_row_stays_alone(backend, q, poison):
-    x, values, support, alpha, bias = operands(q, q, torch.float32, rows=37)
+    x, values, support, alpha, bias = operands(q, q, torch.float32, rows=37, device=backend)
     clean = dctps_linear(x, values, support, alpha, bias)
     x[5, q // 2] = poison
     y = dctps_linear(x, values, support, alpha, bias)
@@ -446,13 +452,13 @@ def test_forward_mode_is_refused_instead_of_taken_for_zero():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m,n", [(1, 1), (16, 16), (27, 64), (97, 5), (300, 200)])
-def test_the_dense_form_gives_the_same_results(m, n, dtype):
-    x, values, support, alpha, bias = operands(m, n, dtype, nnz=m * n // 3, rows=40)
+def test_the_dense_form_gives_the_same_results(device, m, n, dtype):
+    x, values, support, alpha, bias = operands(m, n, dtype, nnz=m * n // 3, rows=40, device=device)
     results = {}
     for algorithm in ("fast", "dense"):
         leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
         y = dctps_ext.dctps_linear(leaves[0], leaves[1], support, *leaves[2:], algorithm=algorithm)
-        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y)
         results[algorithm] = y, *torch.autograd.grad(y, leaves, dy)
     tolerance = {torch.float64: 1e-11, torch.float32: 1e-5}.get(dtype, 8 * torch.finfo(dtype).eps)
     for fast, dense in zip(results["fast"], results["dense"], strict=True):
@@ -476,10 +482,10 @@ def test_auto_is_one_of_the_two_and_knows_when():
     assert not is_dense(64, 0.05, 1)
 
 
-def test_gradients_of_the_dense_form_to_second_order():
+def test_gradients_of_the_dense_form_to_second_order(device):
     x, values, support, alpha, bias = (
         t.requires_grad_() if isinstance(t, torch.Tensor) else t
-        for t in operands(5, 8, torch.float64, nnz=11, rows=3)
+        for t in operands(5, 8, torch.float64, nnz=11, rows=3, device=device)
     )
 
     def function(x, values, alpha, bias):
@@ -499,8 +505,8 @@ def test_an_unknown_algorithm_is_an_error():
             call()
 
 
-def test_deterministic_mode_makes_auto_fast():
-    x, values, support, alpha, bias = operands(16, 16, torch.float32, rows=300)
+def test_deterministic_mode_makes_auto_fast(device):
+    x, values, support, alpha, bias = operands(16, 16, torch.float32, rows=300, device=device)
     torch.use_deterministic_algorithms(True)
     try:
         y = dctps_ext.dctps_linear(x, values, support, alpha, bias)
@@ -530,8 +536,8 @@ def test_a_dense_form_costs_no_square_of_the_longer_side():
 # ---- found by review
 
 
-def test_the_bits_of_dx_do_not_depend_on_which_parameters_need_gradients():
-    x, values, support, alpha, bias = operands(40, 50, torch.float32, nnz=900, rows=33)
+def test_the_bits_of_dx_do_not_depend_on_which_parameters_need_gradients(device):
+    x, values, support, alpha, bias = operands(40, 50, torch.float32, nnz=900, rows=33, device=device)
     results = []
     for needs in (True, False):
         leaf = x.clone().requires_grad_()
@@ -603,7 +609,7 @@ def test_a_large_result_takes_few_page_faults():
 def test_results_past_the_caches_have_the_same_bits(backend, q, rows, threads):
     """Results of 8 MiB and more go past the caches; rows of 1001 values do not start on cache lines."""
     threads(2)
-    x, values, support, alpha, bias = operands(q, q, torch.float32, rows=rows)
+    x, values, support, alpha, bias = operands(q, q, torch.float32, rows=rows, device=backend)
     assert x.nbytes >= 8 * 2**20
     y = dctps_linear(x, values, support, alpha, bias)
     v = dctps_ext.idct(x)

@@ -37,7 +37,8 @@ struct ChunkedSums {
     if (most < 1) most = 1;
     chunk_rows = ceil_div(ceil_div(rows, most), kFewestRows) * kFewestRows;
     chunks = ceil_div(rows, chunk_rows);
-    const int64_t wanted = ceil_div(2 * kMultiprocessors, chunks), possible = ceil_div(columns, kFewestColumns);
+    const int64_t wanted = ceil_div(2 * kMultiprocessors, chunks),
+                  possible = ceil_div(columns, kFewestColumns);
     sections = chunks >= kMultiprocessors / 2 ? 1 : int(wanted < possible ? wanted : possible);
   }
 };
@@ -91,12 +92,13 @@ struct LayerRule {
             : 0;
     const int separate_rows = fitting_rows(int(work.most_rows), work.tile_bytes, work, limits);
     // S is read again for every block: with its share, the form that moves fewer bytes.
-    fused = fused_rows > 0 && work.fused_bytes + work.csr_bytes / fused_rows <=
-                                  work.separate_bytes + work.csr_bytes / (separate_rows > 0 ? separate_rows : 1);
+    fused =
+        fused_rows > 0 && work.fused_bytes + work.csr_bytes / fused_rows <=
+                              work.separate_bytes + work.csr_bytes / (separate_rows > 0 ? separate_rows : 1);
     rows = fused ? fused_rows : separate_rows;
     // A small batch: fewer rows a block, so that there are two blocks for every multiprocessor; but whole warps.
-    while (rows > 1 && (work.rows_in_turn ? rows > work.rows_in_turn
-                                          : ceil_div(work.rows, rows) < 2 * limits.sm_count)) {
+    while (rows > 1 &&
+           (work.rows_in_turn ? rows > work.rows_in_turn : ceil_div(work.rows, rows) < 2 * limits.sm_count)) {
       if (fused && rows / 2 << log_row_threads < kFewestThreads) break;
       rows /= 2;
     }
@@ -111,7 +113,9 @@ struct LayerRule {
     const int blocks = work.rows_in_turn && work.blocks <= limits.sm_count ? 1 : 2;
     for (int r = most; r > 1; r /= 2) {
       const int64_t bytes = r * row_bytes + work.extra_bytes;
-      if (blocks * (bytes + kReserved) <= limits.shared_bytes_per_sm && bytes <= limits.shared_bytes_per_block) return r;
+      if (blocks * (bytes + kReserved) <= limits.shared_bytes_per_sm &&
+          bytes <= limits.shared_bytes_per_block)
+        return r;
     }
     return row_bytes + work.extra_bytes <= limits.shared_bytes_per_block ? 1 : 0;
   }

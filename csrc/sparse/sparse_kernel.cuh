@@ -37,7 +37,9 @@ class RowTile {
   static_assert(R == 1 << kLogRows, "RowTile: 1, 2, 4 or 8 rows, as a thread keeps the sums of all of them");
 
   static __host__ __device__ int padded(int size) { return (size + kChunk<E> - 1) / kChunk<E> * kChunk<E>; }
-  static __host__ __device__ int64_t bytes(int size) { return int64_t(padded(size)) * R * int64_t(sizeof(E)); }
+  static __host__ __device__ int64_t bytes(int size) {
+    return int64_t(padded(size)) * R * int64_t(sizeof(E));
+  }
 
   __device__ RowTile(Shared<E> data, int size) : data_(data), size_(padded(size)) {}
 
@@ -151,8 +153,9 @@ struct NoEach {
 
 // sum += value * vectors(index) over the entries begin, begin + step, ... before end.
 template <int R, class A, class Tile, class Each>
-__device__ __forceinline__ void add_entries(const Lines<A>& lines, unsigned begin, unsigned end, unsigned step,
-                                            const Tile& vectors, Each& each, Values<A, R>& sum) {
+__device__ __forceinline__ void add_entries(const Lines<A>& lines, unsigned begin, unsigned end,
+                                            unsigned step, const Tile& vectors, Each& each,
+                                            Values<A, R>& sum) {
   constexpr int kAhead = R < 8 ? 4 : 2;  // entries asked for before the first is used
   for (unsigned t = begin; t < end; t += kAhead * step) {
     int index[kAhead];
@@ -181,8 +184,8 @@ __device__ __forceinline__ void add_entries(const Lines<A>& lines, unsigned begi
 // Line `line` times the R vectors. All lanes of a warp must call, with lines one behind the other; those from `limit` on
 // are taken for empty.
 template <int R, class A, class Tile, class Each>
-__device__ __forceinline__ Values<A, R> line_product(const Lines<A>& lines, int line, int limit, const Tile& vectors,
-                                                     Each& each) {
+__device__ __forceinline__ Values<A, R> line_product(const Lines<A>& lines, int line, int limit,
+                                                     const Tile& vectors, Each& each) {
   const int lane = int(threadIdx.x) % kWarp;
   const int32_t begin = load(lines.starts + (line < limit ? line : limit));
   int32_t end = shuffle_down(begin, 1);
@@ -211,7 +214,8 @@ __device__ __forceinline__ Values<A, R> line_product(const Lines<A>& lines, int 
 // Calls body(line) for all lines first .. end - 1 and a few more, the block's threads side by side, whole warps at once.
 template <class Body>
 __device__ __forceinline__ void for_each_line(int first, int end, const Body& body) {
-  for (int line = first + int(threadIdx.x); line - int(threadIdx.x) % kWarp < end; line += int(blockDim.x)) body(line);
+  for (int line = first + int(threadIdx.x); line - int(threadIdx.x) % kWarp < end; line += int(blockDim.x))
+    body(line);
 }
 
 // dvalues[t] += sum over the R rows of dy[row t] x[col t], row by row. Entry t is always the same thread's.
@@ -279,7 +283,8 @@ class RowSums {
   // Adds the rows' sums to `total` of thread 0, row by row. All threads call; barriers before and after are the
   // caller's, one is inside.
   __device__ __forceinline__ void finish(int turns, Shared<A> shared, double& total) const {
-    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp, warps = int(blockDim.x) / kWarp;
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp,
+              warps = int(blockDim.x) / kWarp;
 #pragma unroll
     for (int t = 0; t < kMostTurns; ++t) {
       if (t >= turns) break;
@@ -320,13 +325,13 @@ __global__ void gather_values_kernel(GatherArgs<A> args) {
 template <class A>
 struct AddUpArgs {
   int64_t chunks, entries, m;
-  const A* sums;          // [chunks][entries + m]
-  const int32_t* perm;    // [entries] CSR place of each entry
-  A* dvalues;             // [entries] in CSR order; null: not wanted
-  A* dbias;               // [m]; null: not wanted
+  const A* sums;        // [chunks][entries + m]
+  const int32_t* perm;  // [entries] CSR place of each entry
+  A* dvalues;           // [entries] in CSR order; null: not wanted
+  A* dbias;             // [m]; null: not wanted
   int64_t dalpha_parts;
-  const double* parts;    // [dalpha_parts]
-  double* dalpha;         // [1]; null: not wanted
+  const double* parts;  // [dalpha_parts]
+  double* dalpha;       // [1]; null: not wanted
 };
 
 // Adds up the chunks' sums in order. A block takes kWarp neighbouring sums, each of its warps a share of the chunks; the

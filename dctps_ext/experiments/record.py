@@ -104,4 +104,4 @@ def _commit():
         git("ls-files", "--error-unmatch", __file__)
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("DCTPS_COMMIT") or None  # of a copy without git (tools/gpu_check.py)

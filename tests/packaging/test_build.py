@@ -180,6 +180,7 @@ class TestGroups:
     def test_cuda_group_and_definition(self):
         groups = self.groups(with_cuda=True)
         assert groups["cuda"].sources == ["cuda.cpp"]
+        assert "-Xptxas -v" in " ".join(groups["cuda"].nvcc)  # tools/cuda_code.py reads it
         assert "-DDCTPS_WITH_CUDA=1" in groups["torch"].cxx
         assert "-DDCTPS_WITH_CUDA=1" not in self.groups()["torch"].cxx
 
@@ -280,7 +281,7 @@ class TestWithoutTorch:
             ".clang-format",
         }
         needed |= {"csrc/sources.txt", ".ci/run"}
-        for folder in ("csrc", "dctps_ext", "benchmarks", "tests"):
+        for folder in ("csrc", "dctps_ext", "benchmarks", "tests", "tools"):
             for pattern in ("*.cpp", "*.h", "*.cu", "*.cuh", "*.py"):
                 needed |= {str(path.relative_to(tree)) for path in (tree / folder).rglob(pattern)}
         needed.discard("dctps_ext/_build_info.py")
