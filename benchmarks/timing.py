@@ -1,5 +1,6 @@
-"""How every benchmark measures: results checked first, interleaved rounds, memory by torch's profiler."""
+"""How every benchmark measures: results checked first, interleaved rounds, memory counted beside time."""
 
+import ctypes
 import math
 import os
 import resource
@@ -7,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -25,33 +27,39 @@ class WrongResult(AssertionError):
 
 @dataclass(frozen=True)
 class Peer:
-    """One competitor in a comparison.
+    """One competitor in a comparison, or one of the ways in which it can be called.
 
     Attributes:
-        name: who it is, as tables print it.
-        call: `call(i)` does the timed work once on input number i; benchmarks rotate i through `inputs`.
-        result: `result()` returns the tensors of one call on input 0, in the order of the oracle's.
+        call: `call(i)` does the timed work once on input number i; benchmarks rotate i through the inputs.
+        result: `result()` returns what one call on input 0 computes: a dict, name -> tensor.
+        name: who it is, as tables print it; the registry sets it.
+        of: which of the problem's oracles it is held against: "whole" (alpha*D + S), "sparse" (S alone),
+            "copy" or another that the problem knows.
+        lacks: names in the oracle that this peer does not compute, e.g. the gradient of alpha.
         held_bytes: parameters, indices and preallocated buffers that it keeps between calls, its inputs left
-        out.
+            out.
         note: what a reader must know of it, e.g. which layout was taken.
     """
 
-    name: str
     call: Callable[[int], object]
-    result: Callable[[], tuple]
-    held_bytes: int
+    result: Callable[[], dict]
+    name: str = ""
+    of: str = "whole"
+    lacks: tuple = ()
+    held_bytes: int = 0
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call over the rounds: median and quartiles; a round averages `calls` calls."""
+    """Seconds a call: one for each round, which averages `calls` calls; and their median."""
 
-    median: float
-    lower: float
-    upper: float
-    rounds: int
+    samples: tuple
     calls: int
+
+    @property
+    def median(self):
+        return statistics.median(self.samples)
 
 
 def relative_error(got, want, scale=None):
@@ -63,29 +71,32 @@ def relative_error(got, want, scale=None):
     return 0.0 if distance == 0 else distance / scale if scale > 0 else math.inf
 
 
-def validate(peer, oracle, tolerance):
+def validate(peer, oracle, tolerance, pick=lambda name, tensor: tensor):
     """The largest relative error of a peer's results.
 
     Args:
         peer: a `Peer`.
-        oracle: pairs (wanted tensor, scale or None for its own norm) in the order of `peer.result()`.
+        oracle: name -> (wanted tensor, scale of its error or None for its own norm).
         tolerance: the largest relative error that is let through.
+        pick: `pick(name, tensor)` takes from a result the entries that the oracle holds.
 
     Raises:
-        WrongResult: an error is above the tolerance or not a number, or the peer gives another number of
-        tensors.
+        WrongResult: an error is above the tolerance or not a number, or the names are not the oracle's.
     """
     results = peer.result()
-    if len(results) != len(oracle):
-        raise WrongResult(f"{peer.name}: expected {len(oracle)} results, got {len(results)}")
-    errors = [relative_error(got, *wanted) for got, wanted in zip(results, oracle, strict=True)]
-    for position, error in enumerate(errors):
+    expected = oracle.keys() - set(peer.lacks)
+    if results.keys() != expected:
+        raise WrongResult(f"{peer.name}: expected results {sorted(expected)}, got {sorted(results)}")
+    worst = 0.0
+    for name, got in results.items():
+        error = relative_error(pick(name, got), *oracle[name])
         if not error <= tolerance:
             raise WrongResult(
-                f"{peer.name}: result {position} is off by {error:.2e} relative to the float64 oracle, "
-                f"more than {tolerance:.0e}"
+                f"{peer.name}{f' ({peer.note})' if peer.note else ''}: {name} is off by {error:.2e} relative "
+                f"to the float64 oracle, more than {tolerance:.0e}"
             )
-    return max(errors)
+        worst = max(worst, error)
+    return worst
 
 
 def wall_seconds(work):
@@ -137,23 +148,16 @@ def interleave(peers, inputs, rounds, description="timing", seconds=math.inf, cl
     calls = [max(1, math.ceil(MINIMUM_SECONDS / stretch(k, 1))) for k in range(len(peers))]
     measured = [[] for _ in peers]
     begin = time.perf_counter()
-    for r in tqdm(range(rounds), desc=description, unit="round", leave=False, mininterval=0.5):
+    for r in tqdm(range(rounds), desc=description, unit="round", leave=False, mininterval=0.5, disable=None):
         for k in range(len(peers)):
             k = (k + r) % len(peers)
             measured[k].append(stretch(k, calls[k]))
         if r + 1 >= FEWEST_ROUNDS and time.perf_counter() - begin >= seconds:
             break
-    timings = []
-    for values, count in zip(measured, calls, strict=True):
-        lower, median, upper = _quartiles(values)
-        timings.append(Timing(median, lower, upper, len(values), count))
-    return timings
+    return [Timing(tuple(values), count) for values, count in zip(measured, calls, strict=True)]
 
 
-def _quartiles(values):
-    if len(values) == 1:
-        return values * 3
-    return statistics.quantiles(values, n=4, method="inclusive")
+# Memory
 
 
 def page_faults(call, inputs):
@@ -167,14 +171,43 @@ def page_faults(call, inputs):
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / inputs
 
 
-def peak_bytes(call):
+def peak_bytes(call, device="cpu"):
     """The most bytes that torch's allocator held during `call()` above what it held before.
 
-    Read from the allocation events of torch.profiler, so kernels' own scratch outside torch's allocator is
-    not in it.
+    On a CPU `call` runs twice, and the allocation events of torch.profiler are counted; kernels' own scratch
+    outside torch's allocator is not in it. On a GPU the caching allocator tells.
     """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - held
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes two lines to stderr at every use
     call()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     return peak_of(record)
+
+
+def peak_rss(call):
+    """How far `call()` raised the process's resident memory at its highest, in bytes; None where unknown.
+
+    The allocator first returns to the system what it can; pages that it keeps all the same are reused unseen,
+    so this is a lower bound of what the call needed. Linux tells, others do not.
+    """
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def read(field):
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        return 1024 * int(line.split()[1])
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        reset.write_text("5")  # the highest so far becomes the present
+        before = read("VmRSS")
+        call()
+        return max(0, read("VmHWM") - before)
+    except (OSError, AttributeError, StopIteration):
+        return None

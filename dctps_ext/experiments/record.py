@@ -19,15 +19,17 @@ _LIBRARIES = ("dctps_ext", "torch", "numpy", "scipy", "scikit-learn")
 def environment(more=()):
     """What a measurement depends on, as a JSON-able dict; `more` names further libraries it used.
 
-    Keys: `device` (the CPU's name), `machine`, `cores` (those this process may use), `load` (processes that
-    ran or waited to, averaged over the last minute; None where the system does not tell), `isa` (the
-    kernels' choice), `versions` (library name -> version), `commit` (of this source tree, "+changes" when
-    files differ from it, None outside a git checkout), `command` and `date` (UTC, ISO 8601).
+    Keys: `device` (the CPU's name), `gpu` (the GPU's, None without one), `machine`, `cores` (those this
+    process may use), `load` (processes that ran or waited to, averaged over the last minute; None where the
+    system does not tell), `isa` (the kernels' choice), `versions` (library name -> version), `commit` (of
+    this source tree, "+changes" when files differ from it, None outside a git checkout), `command` and `date`
+    (UTC, ISO 8601).
     """
     from dctps_ext import _C
 
     return {
         "device": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
