@@ -5,11 +5,12 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BUILD_DIR ?= build/cpp-test
+SCOPE ?= quick
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv build lint format cpp-test emulated-test cuda-link cuda-all gpu-check test demo compare clean FORCE
+.PHONY: help venv build lint format cpp-test emulated-test cuda-link cuda-all gpu-check test demo compare bench clean FORCE
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -31,6 +32,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f -o -type d)
 help:
 	@echo 'make demo      DCTpS against dense and sparse layers: a table, a plot, a training run'
 	@echo 'make compare   every pruning method of the paper against DCTpS: accuracy, cost, memory; minutes'
+	@echo 'make bench     the benchmark suite, quick: tables and plots in build/bench; SCOPE=standard for more'
 	@echo 'make test      lint, C++ tests, Python tests: what CI runs'
 	@echo 'make build     .venv with everything installed, the C++ extension built in place'
 	@echo 'make lint      check formatting and style            make format    apply them'
@@ -137,13 +139,20 @@ test: lint cpp-test emulated-test cuda-link $(VENV)/stamp-test $(VENV)/stamp-dem
 
 demo: $(VENV)/stamp-demo
 	$(SAY) 'layers: DCTpS against dense and sparse'
-	@$(PY) -m benchmarks.layers --demo
+	@$(PY) -m pytest -q benchmarks --scope demo --threads 1 --benchmark-quiet --out build/demo/layers.json
+	@$(PY) -m benchmarks.report build/demo/layers.json
 	$(SAY) 'training: LeNet-5 on handwritten digits'
 	@$(PY) -m dctps_ext.experiments.demo
 
 compare: $(VENV)/stamp-demo
 	$(SAY) 'pruning: every method on LeNet-5, digits, one epoch'
 	@$(PY) -m dctps_ext.experiments.compare --out runs/compare-lenet5-digits.json
+
+# A few minutes with the build; the benchmark itself under three. SCOPE=standard takes about ten.
+bench: $(VENV)/stamp-bench
+	$(SAY) 'benchmark suite: $(SCOPE)'
+	@$(PY) -m pytest -q benchmarks --scope $(SCOPE) --threads 1 --benchmark-quiet --out build/bench/$(SCOPE).json
+	@$(PY) -m benchmarks.report build/bench/$(SCOPE).json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dctps_ext/_C*.so dctps_ext/_build_info.py

@@ -527,6 +527,7 @@ def _our_linear(algorithm):
 peer(DCTPS, ("linear",), sections=("linear", "overhead"))(_our_linear("auto"))
 # The picture of complexity is one of the package's own kernels, so "auto" must not slip in torch's GEMM.
 peer(DCTPS, ("linear",), sections=("grid",))(_our_linear("fast"))
+peer(FAST, ("linear",), sections=("linear",), devices=("cuda",))(_our_linear("fast"))
 for _name in (AUTO, FAST, DENSE):
     peer(_name, ("linear",), sections=("auto",))(_our_linear(_name))
 

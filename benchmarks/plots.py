@@ -164,10 +164,7 @@ def complexity(result, passes=("forward", "step")):
             times = [1e3 * fitted_seconds(fit, q0, k * q0 * q0, batch) for k in d]
             over_p.plot(d, times, color=ORANGE, linewidth=3, alpha=0.6, zorder=0)
             text = f"fit: a = {fit['a_ns']:.3f} ns, b = {fit['b_ns']:.3f} ns, c = {fit['c_ns']:.3f} ns"
-            over_q.text(
-                0.98, 0.03, text, transform=over_q.transAxes, ha="right", fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-            )  # fmt: skip
+            over_q.text(0.03, 0.94, text, transform=over_q.transAxes, fontsize=8)
         over_q.set_xlabel(f"layer size q = m = n (inputs = outputs); batch B = {elements} / q")
         batch = fixed[max(fixed)][DCTPS]["batch"]
         over_p.set_xlabel(f"density p of S; batch B = {batch}")
@@ -227,7 +224,9 @@ def crossover(result):
             ("dense (nn.Linear)", "torch.sparse (S x alone)", "DCTpS"), colours, strict=True
         )
     ]
-    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=3)
+    if any((q, p) not in grid for grid in grids.values() for q in sizes for p in densities):
+        handles.append(Patch(facecolor="white", edgecolor=GREY, label="not measured"))
+    figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=4)
     row = next(iter(next(iter(grids.values())).values()))[DCTPS]
     text = (
         "in a cell, above: time of dense / time of DCTpS; below: time of torch.sparse / time of DCTpS "
@@ -253,6 +252,7 @@ def transforms(result):
         return None
     pyplot = _backend()
     threads = sorted({t for t, _ in chosen})
+    sizes = sorted({q for lengths in chosen.values() for q in lengths})
     figure, axes = pyplot.subplots(
         len(threads),
         2,
@@ -267,32 +267,32 @@ def transforms(result):
         axis = axes[threads.index(t), TRANSFORMS.index(kind)]
         names = dict.fromkeys(name for peers in lengths.values() for name in peers)
         for name in (name for name in LOOKS if name in names and name != COPY):
-            points = sorted(
-                (q, p[name]["seconds"] / p[COPY]["seconds"]) for q, p in lengths.items() if name in p
-            )
+            points = [
+                (sizes.index(q), p[name]["seconds"] / p[COPY]["seconds"])
+                for q, p in sorted(lengths.items())
+                if name in p
+            ]
             colour, marker, dash, label = LOOKS[name]
             (handles[label],) = axis.plot(
-                *zip(*points, strict=True), color=colour, marker=marker, linestyle=dash
+                *zip(*points, strict=True), color=colour, marker=marker, linestyle=dash, linewidth=1
             )
         handles["copy (lower limit)"] = axis.axhline(1, color=GREY, linestyle=":")
-        axis.set(xscale="log", yscale="log", title=f"{PASSES[kind]}, {count_threads(t)}")
+        axis.set(yscale="log", title=f"{PASSES[kind]}, {count_threads(t)}")
         axis.grid(True, which="major", alpha=0.3)
-        shown = sorted(lengths)
-        _ticks(
-            axis.xaxis,
-            [q for q in shown if not any(0 < abs(q / o - 1) < 0.13 and o & (o - 1) == 0 for o in shown)],
-        )
+        _ticks(axis.xaxis, range(len(sizes)), [f"{q}*" if _is_prime(q) else str(q) for q in sizes])
         axis.tick_params(axis="x", labelrotation=45)
     for axis in axes[-1]:
-        axis.set_xlabel(
-            "length q (1021 is prime)" if any(1021 in lengths for lengths in chosen.values()) else "length q"
-        )
+        axis.set_xlabel("length q" + (" (* prime)" if any(map(_is_prime, sizes)) else ""))
     for axis in axes[:, 0]:
         axis.set_ylabel("time / time of a copy")
     figure.legend(list(handles.values()), list(handles), fontsize=9, loc="outside lower center", ncols=4)
     elements = max(q * peers[OURS]["batch"] for lengths in chosen.values() for q, peers in lengths.items())
     figure.suptitle(_subject(result, f"float32, B = {elements} / q rows of length q"), fontsize=10)
     return figure
+
+
+def _is_prime(q):
+    return q > 3 and all(q % k for k in range(2, int(q**0.5) + 1))
 
 
 # ---- layers and networks

@@ -33,7 +33,7 @@ class Scope:
     Attributes:
         transforms, products: sizes of the ops; products at each of `densities`.
         op_elements, grid_elements, memory_elements: B * q.
-        linear: (q, batch, or None for 2 `op_elements` // q), each at each of `densities`.
+        linear: (q, batch, or None for `op_elements` // q), each at each of `densities`.
         dtypes: beside float32, of the ops and of linear layers at `dtype_size`.
         conv: `Case` fields. networks: (model, batch). auto: (sizes, densities, batches).
         grid: (q, densities); one number of threads.
@@ -103,11 +103,7 @@ SCOPES = {
         conv=(_conv(64, 16, 4), _conv(256, 8, 8), _POINTWISE[0]),
         networks=tuple((name, 2) for name in _NETWORKS),
         auto=((32, 120), (0.05,), (256,)),
-        grid=(
-            *((q, (0.001, 0.01, 0.1, 0.3)) for q in (64, 256, 1024)),
-            (2048, (0.01,)),
-            (4096, (0.001, 0.01)),
-        ),
+        grid=tuple((q, (0.001, 0.01, 0.1, 0.3)) for q in (16, 64, 256, 1024, 4096)),
         grid_elements=2**18,
         overhead=True,
         storage=(("lenet5", 0.01),),
@@ -130,7 +126,21 @@ SCOPES = {
         rounds=15,
         seconds=0.4,
     ),
-    # Everything that the goals ask for; an hour or more.
+    # A GPU's, where --device is cuda: tensors of 256 MiB.
+    "gpu": Scope(
+        transforms=(64, 256, 512, 576, 1000, 1021, 1024, 2048, 4096, 4608, 8192, 16384, 32768),
+        products=(1024, 4096),
+        op_elements=2**26,
+        linear=tuple((q, batch) for q in (256, 1024, 2048, 4096, 8192) for batch in (512, None)),
+        dtypes=("bfloat16", "float16"),
+        conv=tuple(_conv(c, s, 256) for c, s in ((64, 32), (128, 16), (256, 8), (512, 8))),
+        networks=tuple((name, 128) for name in _NETWORKS),
+        grid=tuple((q, (0.001, 0.01, 0.1)) for q in (64, 256, 1024, 4096)),
+        grid_elements=2**26,
+        rounds=11,
+        seconds=0.5,
+    ),
+    # Everything that the CPU's goals ask for; an hour or more.
     "full": Scope(
         transforms=(64, 256, 512, 576, 1000, 1021, 1024, 2048, 4096, 4608, 8192, 16384, 32768),
         products=(256, 1024, 4096),
@@ -192,8 +202,9 @@ def jobs(scope, sections=SECTIONS, threads=(1,), device="cpu"):
             add("ops", PRODUCTS, ("forward",), dtypes, m=q, n=q, density=p, batch=batch)
     for q, batch in scope.linear:
         for p in scope.densities:
-            dtypes = (*plain, *scope.dtypes) if q == scope.dtype_size and batch != 1 else plain
-            batch = batch or 2 * scope.op_elements // q
+            wide = device == "cuda" or (q == scope.dtype_size and batch != 1)
+            dtypes = (*plain, *scope.dtypes) if wide else plain
+            batch = batch or max(1, scope.op_elements // q)
             add("linear", ("linear",), LAYER_PASSES, dtypes, m=q, n=q, density=p, batch=batch)
     for fields in scope.conv:
         for p in scope.densities:

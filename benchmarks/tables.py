@@ -1,7 +1,7 @@
 """Tables of a result: every section as aligned text, the goals, the fit."""
 
 from .goals import GOALS, fits, judge
-from .peers import AUTO, DCTPS, LINEAR, OURS, PLAIN
+from .peers import AUTO, DCTPS, LINEAR, OURS, PLAIN, SPARSE
 from .results import blocks
 
 _HEADS = {"ops": OURS, "auto": LINEAR}  # peers whose time is shown in full; of other sections it is DCTpS
@@ -115,8 +115,8 @@ def _fits(rows):
     for f in fits(rows):
         lines += [
             "",
-            f"fit: {f['pass']}, {f['dtype']}, {count_threads(f['threads'])}, {f['points']} points of the section "
-            "grid: time = a q log2(q) B + b nnz B + c q B",
+            f"fit: {f['pass']}, {f['dtype']}, {count_threads(f['threads'])}, {f['points']} points: "
+            "time = a q log2(q) B + b nnz B + c q B",
             f"  a = {f['a_ns']:.4f} ns, b = {f['b_ns']:.4f} ns, c = {f['c_ns']:.4f} ns; "
             f"every time within a factor {f['worst_factor']:.2f} of it",
         ]
@@ -170,9 +170,9 @@ def report(result):
     """All tables of a result as text."""
     rows = result["rows"]
     lines = [
-        "time: median of interleaved rounds. peak: allocated during a call beside what is held between calls,",
-        "by torch's allocator and as kernel scratch; RSS: what the process grew by. p: density of S; B: rows or",
-        "images.",
+        "time: median of interleaved rounds. peak: allocated during a call beside what is held between",
+        "calls, by torch's allocator and as kernel scratch; RSS: what the process grew by. p: density of S;",
+        "B: rows or images.",
         *sections(rows),
         *_memory(rows),
         *_storage(rows),
@@ -180,11 +180,8 @@ def report(result):
         *_losses(rows),
         *goals(rows),
     ]
-    if any(row["peer"] == "torch.sparse" for row in rows):
-        lines += [
-            "",
-            "torch.sparse: S x alone, without the DCT, in the fastest of its layouts, named in the JSON.",
-        ]
+    if any(row["peer"] == SPARSE for row in rows):
+        lines += ["", f"{SPARSE}: S x alone, without the DCT, in the fastest of its layouts (see the JSON)."]
     if any(row["peer"] == PLAIN for row in rows):
         lines += [f"{PLAIN}: the package's layers without the DCT, offset='none'."]
     return "\n".join([*lines, "", *result["notes"]]).rstrip("\n")

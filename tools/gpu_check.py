@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 570  # of the ten minutes; a stage gets what is left of it, if that is less than its limit
 NEEDED = {  # what the tests and benchmarks import
     "tests": ("pytest", "hypothesis", "numpy", "scipy"),
-    "benchmarks": ("matplotlib", "numpy", "scipy", "tqdm"),
+    "benchmarks": ("matplotlib", "numpy", "pytest", "pytest_benchmark", "scipy", "tqdm"),
 }
 # Small enough for a sanitizer, which slows a kernel down a hundred times; every op, dtype and kind of length.
 REDUCED = "tests/test_cuda.py::test_every_op_agrees_with_float64_on_the_cpu"
@@ -114,6 +114,7 @@ def stages(facts: dict, out: Path) -> list[Stage]:
     no_gpu = "" if facts["device"] else "torch finds no GPU"
     sanitizer = shutil.which("compute-sanitizer")
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
+    suite = [*pytest, "benchmarks", "--benchmark-quiet"]
     no_cuda = "" if facts["versions"]["cuda"] else "this Python's torch has no CUDA"
     no_nvcc = "" if facts["versions"]["nvcc"] else "nvcc was not found"
     log = str(out / "build.log")
@@ -145,11 +146,28 @@ def stages(facts: dict, out: Path) -> list[Stage]:
         ),
         Stage(
             "benchmarks",
-            [python, "-m", "benchmarks.gpu", "--seconds", "150", "--out", str(out)],
+            [
+                *suite,
+                "--device",
+                "cuda",
+                "--scope",
+                "gpu",
+                "--seconds",
+                "150",
+                "--out",
+                str(out / "gpu.json"),
+            ],
             200,
             ("build",),
             no_gpu or not_installed("benchmarks"),
             {"DCTPS_COMMIT": facts["commit"] or ""},
+        ),
+        Stage(
+            "report",
+            [python, "-m", "benchmarks.report", str(out / "gpu.json")],
+            60,
+            ("build",),
+            no_gpu or not_installed("benchmarks"),
         ),
     ]
     for tool in ("memcheck", "racecheck", "synccheck"):
@@ -170,7 +188,7 @@ def stages(facts: dict, out: Path) -> list[Stage]:
         listed.append(
             Stage(
                 "rehearsal",
-                [python, "-m", "benchmarks.gpu", "--rehearse", "--out", str(out)],
+                [*suite, "--scope", "tiny", "--threads", "1", "--out", str(out / "rehearsal.json")],
                 120,
                 cannot=not_installed("benchmarks"),
             )

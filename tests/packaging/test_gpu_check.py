@@ -62,7 +62,7 @@ def test_without_a_gpu_its_stages_say_so(tmp_path):
     facts = {"device": None, "capability": None, "commit": None, "versions": {"nvcc": None, "cuda": None}}
     stages = {stage.name: stage for stage in check.stages(facts, tmp_path)}
     assert stages["build"].cannot == "nvcc was not found"
-    for name in ("guest", "ops", "benchmarks", "memcheck", "racecheck", "synccheck"):
+    for name in ("guest", "ops", "benchmarks", "report", "memcheck", "racecheck", "synccheck"):
         assert stages[name].cannot == "torch finds no GPU"
     assert "rehearsal" in stages
     facts |= {"device": "NVIDIA H200", "capability": "9.0", "versions": {"nvcc": "13.0", "cuda": "13.0"}}
