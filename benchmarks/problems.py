@@ -27,7 +27,8 @@ DTYPES = {
 }
 # Relative errors in the 2-norm that are let through: a few roundings of what is computed in.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "bfloat16": 2e-2, "float16": 3e-3}
-NETWORK_TOLERANCE = 1e-2  # float32 through 18 to 110 layers, some of them ReLUs near their kink
+# float32 through 5 to 110 layers; gradients see some ReLU on the other side of its kink.
+NETWORK_TOLERANCES = {"inference": 1e-4, "step": 3e-2}
 TRANSFORMS = ("dct", "idct")
 PRODUCTS = ("spmm", "spmm_t", "sddmm")
 
@@ -373,7 +374,7 @@ class Convolution(_Layer):
 class Network:
     """A network of `dctps_ext.models` on 32 x 32 images: converted, its dense twin, its plain sparse cousin.
 
-    Checked on few images (a training step takes all of a batch through batch norm, so the oracle does too):
+    Checked on images of their own, few, as the oracle is slow (one in inference, where none sees another):
     the logits, and in a step the gradients of the images and of the values of one layer.
     """
 
@@ -391,7 +392,8 @@ class Network:
             torch.randn(shape, generator=generator).to(case.device, self.dtype) for _ in range(size)
         ]
         self.labels = torch.randint(10, (case.batch,), generator=generator).to(case.device)
-        self.checked = self.inputs[0][: self.CHECKED].clone(), self.labels[: self.CHECKED]
+        images = torch.randn(self.CHECKED, *shape[1:], generator=generator)
+        self.checked = images.to(case.device, self.dtype), torch.arange(self.CHECKED, device=case.device)
         self.converted = self.convert()
         values = [p for name, p in self.converted.named_parameters() if name.endswith("values")]
         with torch.no_grad():
@@ -424,7 +426,7 @@ class Network:
         model.train(pass_ == "step")
         if pass_ != "step":
             with torch.no_grad():
-                return {"y": model(x)}
+                return {"y": model(x[:1])}
         x = x.requires_grad_()
         y = model(x)
         model.zero_grad(set_to_none=True)

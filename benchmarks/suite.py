@@ -19,7 +19,7 @@ from dctps_ext.experiments.record import use_threads
 
 from . import storage
 from .peers import AUTO, DCTPS, FAST, OURS, PLAIN, entries
-from .problems import NETWORK_TOLERANCE, PRODUCTS, TOLERANCES, TRANSFORMS, Case, problem_of
+from .problems import NETWORK_TOLERANCES, PRODUCTS, TOLERANCES, TRANSFORMS, Case, problem_of
 from .timing import Peer, gpu_seconds, interleave, page_faults, peak_bytes, peak_rss, validate, wall_seconds
 
 LAYER_PASSES = ("forward", "backward", "step")
@@ -270,7 +270,7 @@ def _precision(dtype):
 
 def _measure(scope, case, pass_):
     problem = problem_of(case)
-    tolerance = NETWORK_TOLERANCE if case.kind == "network" else TOLERANCES[case.dtype]
+    tolerance = NETWORK_TOLERANCES[pass_] if case.kind == "network" else TOLERANCES[case.dtype]
     clock = gpu_seconds if case.device == "cuda" else wall_seconds
     inputs = len(problem.inputs)
     peers, errors, notes = [], [], []
