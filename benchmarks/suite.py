@@ -250,10 +250,8 @@ def measure(scope, case, pass_):
     """
     if case.section == "memory":
         return measure_memory(case, pass_), []
-    if case.section == "storage":
-        return storage.measure(case, pass_)
     with use_threads(case.threads), _precision(case.dtype):
-        return _measure(scope, case, pass_)
+        return storage.measure(case, pass_) if case.section == "storage" else _measure(scope, case, pass_)
 
 
 @contextlib.contextmanager
