@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULT = ROOT / "benchmarks" / "results" / "suite-amd-epyc.json"
 FIGURE = RESULT.with_name("readme.png")
-BLOCK = re.compile(r"(<!-- measured -->\n).*?(\n<!-- end measured -->)", re.S)
+BLOCK = re.compile(r"(<!-- measured -->\n).*?(<!-- end measured -->)", re.S)
 
 
 def _wanted(row):
@@ -95,7 +95,7 @@ def main(argv=None):
     result = read(RESULT)
     figure = plots.complexity(result, ("forward",))
     plots.write(figure, FIGURE, Source=f"{RESULT.name} sha256 {digest(RESULT)}")
-    text = BLOCK.sub(lambda m: m[1] + table(result) + m[2], README.read_text(encoding="utf-8"))
+    text = BLOCK.sub(lambda m: f"{m[1]}{table(result)}\n{m[2]}", README.read_text(encoding="utf-8"))
     write_atomically(README, lambda file: file.write(text.encode()))
     print(f"saved {FIGURE} and the table in {README}")
 

@@ -3,15 +3,15 @@
 import contextlib
 import importlib
 import io
-import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import dctps_ext
-from benchmarks import readme_table
+from benchmarks import readme, results
 from tests import checks, test_ops_conv, test_ops_linear
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,11 +60,13 @@ def test_every_printed_output_follows_its_code():
     assert all(languages[i - 1] == "python" for i, language in enumerate(languages) if language == "text")
 
 
-def test_the_first_screen_is_claim_commands_quickstart():
+def test_the_first_screen_is_claim_commands_figure_table_quickstart():
     assert [language for language, _ in BLOCKS[:2]] == ["bash", "python"]
     assert len(BLOCKS[0][1].splitlines()) == 3 and len(BLOCKS[1][1].splitlines()) <= 10
     assert "make demo" in SHELL and "make test" in SHELL and "pip install --no-build-isolation" in SHELL
     assert README.index(BLOCKS[2][1]) < README.index("\n## ")
+    figure, table, code = (README.index(text) for text in ("\n![", "<!-- measured -->", BLOCKS[1][1]))
+    assert README.index(BLOCKS[0][1]) < figure < table < code
 
 
 # ---- names
@@ -186,9 +188,15 @@ def test_limits_are_where_they_are_said_to_be():
     assert torch.equal(torch.vmap(dctps_ext.dct)(x), dctps_ext.dct(x))
 
 
-def test_the_measured_table_is_that_of_the_committed_result():
-    shown = re.search(r"<!-- table: layers -->\n(.*?)\n<!-- end table -->", README, re.S)[1]
-    assert shown == readme_table.table(json.loads(readme_table.RESULT.read_text(encoding="utf-8")))
+def test_figure_and_table_are_those_of_the_committed_result():
+    result = results.read(readme.RESULT)
+    assert readme.BLOCK.search(README)[0].splitlines()[1:-1] == readme.table(result).splitlines()
+    shown = re.search(r"^!\[[^\]]*\]\((.*?)\)", README, re.M)[1]
+    assert ROOT / shown == readme.FIGURE
+    with Image.open(readme.FIGURE) as picture:
+        assert picture.text["Source"] == f"{readme.RESULT.name} sha256 {readme.digest(readme.RESULT)}"
+    record = result["environment"]
+    assert record["device"] and record["versions"]["torch"] and record["commit"] and record["command"]
 
 
 # ---- troubleshooting
