@@ -42,7 +42,7 @@ PASSES = {
     "idct": "DCT-III",
 }
 FIXED_DENSITY = 0.01
-SHOWN_PER_SIDE = 256  # q from here on are those of the complexity picture
+SMALLEST_SHOWN = 256  # q from here on are those of the complexity picture
 
 
 def save(result, folder, stem):
@@ -136,7 +136,7 @@ def complexity(result, passes=("forward", "step")):
         chosen = {
             q: grid[q, p]
             for q, d in grid
-            if d == p and (q >= SHOWN_PER_SIDE or max(grid)[0] < SHOWN_PER_SIDE)
+            if d == p and (q >= SMALLEST_SHOWN or max(grid)[0] < SMALLEST_SHOWN)
         }
         counts = {q: sum(k == q for k, _ in grid) for q, _ in grid}
         q0 = max(counts, key=lambda q: (counts[q], q <= 1024, q))

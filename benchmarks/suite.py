@@ -273,27 +273,13 @@ def _measure(scope, case, pass_):
     inputs = len(problem.inputs)
     peers, errors, notes = [], [], []
     for entry in entries(case, pass_):
-        why, ways = entry.missing, []
-        if not why:
-            try:
-                ways = entry.ways(problem, pass_)
-            except (NotImplementedError, RuntimeError) as error:
-                why = f"{entry.name}: {_first_line(error)}"
-        checked = []
-        for way in ways:
-            try:
-                error = validate(way, problem.oracle(way.of, pass_), tolerance, problem.pick)
-            except (
-                NotImplementedError,
-                RuntimeError,
-            ) as failure:  # no kernel for this layout, dtype or device
-                why = f"{entry.name} ({way.note}): {_first_line(failure)}"
-                continue
-            checked.append((way, error))
-        if not checked:
+        why = entry.missing
+        checked = [] if why else list(_checked_ways(entry, problem, pass_, tolerance, notes))
+        if why:
             notes.append(why)
+        if not checked:
             if entry.name in OWN:
-                raise RuntimeError(why)
+                return [], notes  # without the package's own there is nothing to compare
             continue
         if len(checked) > 1:
             times = interleave([way for way, _ in checked], inputs, 3, entry.name, clock=clock)
@@ -318,6 +304,22 @@ def _measure(scope, case, pass_):
         if case.kind in TRANSFORMS and case.device == "cpu":
             rows[-1]["page_faults_per_call"] = page_faults(peer.call, inputs)
     return rows, notes
+
+
+def _checked_ways(entry, problem, pass_, tolerance, notes):
+    """Yields (way, its error) for the ways of an entry that there is a kernel for; notes name the others."""
+    kind = NotImplementedError if entry.name in OWN else RuntimeError  # which includes the former
+    try:
+        ways = entry.ways(problem, pass_)
+    except kind as error:
+        notes.append(f"{entry.name}: {_first_line(error)}")
+        return
+    for way in ways:
+        try:
+            yield way, validate(way, problem.oracle(way.of, pass_), tolerance, problem.pick)
+        except kind as error:  # no kernel for this layout, dtype or device
+            what = f"{entry.name} ({way.note})" if way.note else entry.name
+            notes.append(f"{what}: {_first_line(error)}")
 
 
 def _about(case, pass_, nnz):

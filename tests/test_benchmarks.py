@@ -224,6 +224,21 @@ def test_a_wrong_network_is_never_timed(monkeypatch):
             suite.measure(TINY, case, pass_)
 
 
+def test_peers_without_a_kernel_are_left_out_and_named(monkeypatch):
+    """Where the package itself has none, as for a convolution on a GPU, the job has no rows."""
+
+    def missing(self, x):
+        raise NotImplementedError("no kernel\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "forward", missing)
+        rows, notes = suite.measure(TINY, LINEAR, "forward")
+        assert {row["peer"] for row in rows} == {"DCTpS", "torch.sparse", "copy"}
+        assert "nn.Linear: no kernel" in notes
+    monkeypatch.setattr(dctps_ext.DCTpSLinear, "forward", missing)
+    assert suite.measure(TINY, LINEAR, "forward") == ([], ['DCTpS (algorithm="auto"): no kernel'])
+
+
 def test_memory_beside_the_results_is_counted_in_a_fresh_process():
     case = Case("memory", "linear", m=64, n=64, density=0.01, batch=16)
     (row,), _ = suite.measure(TINY, case, "backward")
