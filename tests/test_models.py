@@ -41,6 +41,16 @@ def test_lenet5_computes_what_its_description_says():
     y = (y[:, :, 0, 0] @ net.fc1.weight.T).clamp(min=0) @ net.fc2.weight.T
     torch.testing.assert_close(net(x), y)
     torch.testing.assert_close(net(x[0]), y[0])  # one image without a batch dimension
+    # Over 64x64 pixels the third convolution has 9x9 outputs, one for each window of 32x32 at a stride of 4.
+    large = torch.randn(2, 1, 64, 64, dtype=torch.float64)
+    windows = large.unfold(2, 32, 4).unfold(3, 32, 4).flatten(2, 3)
+    features = []
+    net.fc1.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0]))
+    logits = net(large)
+    for i in range(windows.shape[2]):
+        net(windows[:, :, i])
+    assert logits.shape == (2, 7) and len(features) == 1 + 9 * 9
+    torch.testing.assert_close(features[0], torch.stack(features[1:]).mean(0))
 
 
 @pytest.mark.parametrize("offset", ["dct", "none"])

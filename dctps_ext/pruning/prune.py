@@ -91,7 +91,8 @@ def prune(
             raise ValueError(f"steps: expected None for method {method!r}, which has none, got {steps}")
         steps = check_int("steps", steps, 1, 2**31 - 1)
     if (train_fn is None) == (method == "imp"):
-        raise ValueError(f"train_fn: expected {'a function' if method == 'imp' else 'None'} for {method!r}")
+        expected = "a function" if method == "imp" else "None"
+        raise ValueError(f"train_fn: expected {expected} for method {method!r}, got {train_fn!r}")
     layers, _ = choose_layers(model, filter_fn)
     counts = allocate_layers(layers, density, method if method in _RANDOM else "uniform")
     budget = sum(counts.values())
