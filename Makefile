@@ -31,7 +31,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f -o -type d)
 
 help:
 	@echo 'make demo      DCTpS against dense and sparse layers: a table, a plot, a training run'
-	@echo 'make compare   every pruning method of the paper against DCTpS: accuracy, cost, memory; minutes'
+	@echo 'make compare   every competing method of the paper against DCTpS: accuracy, cost, memory'
 	@echo 'make bench     the benchmark suite, quick: tables and plots in build/bench; SCOPE=standard for more'
 	@echo 'make test      lint, C++ tests, Python tests: what CI runs'
 	@echo 'make build     .venv with everything installed, the C++ extension built in place'
@@ -145,7 +145,7 @@ demo: $(VENV)/stamp-demo
 	@$(PY) -m dctps_ext.experiments.demo
 
 compare: $(VENV)/stamp-demo
-	$(SAY) 'pruning: every method on LeNet-5, digits, one epoch'
+	$(SAY) 'comparison: every method on LeNet-5, digits, one epoch'
 	@$(PY) -m dctps_ext.experiments.compare --out runs/compare-lenet5-digits.json
 
 # A few minutes with the build; the benchmark itself under three. SCOPE=standard takes about ten.

@@ -159,7 +159,7 @@ def test_crop_and_flip_gives_shifted_or_mirrored_windows():
 
 
 @pytest.mark.parametrize(
-    "method, rigl", [*zip(train.METHODS[:3], [None] * 3, strict=True), ("snip", 2), ("dctps", 2)]
+    "method, rigl", [*zip(train.METHODS[:4], [None] * 4, strict=True), ("snip", 2), ("dctps", 2)]
 )
 def test_an_interrupted_run_ends_with_the_bits_of_a_straight_one(tmp_path, monkeypatch, tiny, method, rigl):
     changes = {"method": method, "rigl": rigl, "density": 0.02}
@@ -228,13 +228,14 @@ def test_a_run_leaves_the_callers_random_state_and_threads(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "magic"}, "method: expected one of dctps, sparse, dense, uniform, .*, imp, got 'magic'"),
+        ({"method": "magic"}, "method: expected one of dctps, .*, hyperplane, .*, imp, got 'magic'"),
         ({"optimizer": "lion"}, "optimizer: expected one of adam, sgd, got 'lion'"),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({"lr": -0.1}, "lr: expected a positive number, got -0.1"),
         ({"density": 1.5}, r"density: expected a number in \[0, 1\]"),
         ({"method": "dense", "rigl": 5}, "rigl: expected None for method dense, got 5"),
+        ({"method": "hyperplane", "rigl": 5}, "rigl: expected None for method hyperplane, got 5"),
         ({"rigl": 0}, "rigl: expected at least 1, got 0"),
         ({"allocation": None}, "allocation: expected a value for method dctps, got None"),
     ],
@@ -242,6 +243,14 @@ def test_a_run_leaves_the_callers_random_state_and_threads(tiny):
 def test_settings_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         settings(**changes)
+
+
+def test_imp_trains_its_rounds_without_rigl(tiny):
+    both = settings(method="imp", density=0.5, epochs=1, rigl=2)
+    plain = dataclasses.replace(both, rigl=None)
+    first, second = (train.initialise(one, tiny) for one in (both, plain))
+    assert first.conv3.support == second.conv3.support
+    assert train.run(both, progress=False, dataset=tiny)["parameters"] == round(0.5 * 61510)
 
 
 def test_unknown_model_is_refused(tiny):
@@ -292,7 +301,7 @@ def test_train_and_demo_commands(tmp_path, monkeypatch, capsys, tiny):
 
 def test_compare_command_and_its_resumption(tmp_path, monkeypatch, capsys, tiny):
     monkeypatch.setattr(data, "load", lambda name, directory: tiny)
-    few = ("dense", "sparse", "uniform", "snip", "dctps")
+    few = ("dense", "sparse", "uniform", "snip", "dctps", "hyperplane")
     monkeypatch.setattr(compare, "NAMES", {method: compare.NAMES[method] for method in few})
     out = tmp_path / "out" / "compare.json"
     command = ["--threads", "1", "--densities", "0.02", "0.0004", "--rigl", "2"]
@@ -315,8 +324,12 @@ def test_compare_command_and_its_resumption(tmp_path, monkeypatch, capsys, tiny)
         held, density = run["held"], run["settings"]["density"]
         count = 61510 if density is None else round(density * 61510)
         alphas = 5 if run["settings"]["method"] == "dctps" else 0
-        assert run["parameters"] == count + alphas and held["parameters"] == 4 * (count + alphas)
-        assert held["optimizer"] == 2 * held["parameters"] + 4 * (5 + alphas)  # Adam's, with its steps
+        assert run["parameters"] == count + alphas
+        d = 61510 if run["settings"]["method"] == "hyperplane" else 0
+        assert held["parameters"] == 4 * (count + alphas + d)
+        assert held["index"] >= 9 * d  # Fastfood's signs, order and diagonals
+        tensors = 1 if d else 5 + alphas
+        assert held["optimizer"] == 8 * (count + alphas) + 4 * tensors  # Adam's, with its steps
         # Dense weights are there while a dense network is pruned, and never in a DCTpS one.
         assert (run["initialisation"]["peak_bytes"] > 4 * 61510) == (
             run["settings"]["method"] not in train.ALLOCATED

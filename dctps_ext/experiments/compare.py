@@ -1,4 +1,4 @@
-"""Every pruning method of the paper, dense, sparse and DCTpS networks on equal terms; `make compare` runs it.
+"""Every method of the paper, dense, sparse and DCTpS networks on equal terms; `make compare` runs it.
 
 One epoch of LeNet-5 on scikit-learn's digits for each method and density: test accuracy, what the
 initialisation cost, what training holds. Resumable when killed: `--checkpoints DIR`. A method that breaks
@@ -36,6 +36,7 @@ NAMES = {
     "iter_snip": "Iter-SNIP",
     "synflow": "SynFlow",
     "imp": "IMP",
+    "hyperplane": "Hyperplane Projection",
     "dctps": "DCTpS",
 }
 
@@ -73,7 +74,7 @@ def row(settings, dataset, checkpoints):
 def table(results):
     """The comparison as a Markdown table, and below it the breakdowns."""
     heads = ["method", "density", "test accuracy", "trainable", "seconds at init", "peak KiB at init"]
-    heads += ["MFLOP at init", "KiB held: parameters", "optimizer", "index", "sum"]
+    heads += ["MFLOP at init", "KiB held: parameters", "optimizer", "index or U", "sum"]
     rows, notes = [heads], []
     for result in results:
         settings = result["settings"]
