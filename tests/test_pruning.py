@@ -1,6 +1,7 @@
 """Pruning: budgets, scores against direct computations, known signatures, RigL, cost, errors."""
 
 import copy
+import gc
 import math
 import statistics
 
@@ -610,6 +611,14 @@ def test_measure():
     assert cost.seconds > 0
     _, again = pruning.measure(call, count_flops=False)
     assert again.flops is None and len(calls) == 3
+
+
+def test_measure_is_silent_about_earlier_garbage(capfd):
+    garbage = [torch.zeros(1000)]
+    garbage.append(garbage)
+    del garbage
+    pruning.measure(gc.collect, count_flops=False)
+    assert capfd.readouterr() == ("", "")
 
 
 # ---- errors

@@ -1,5 +1,6 @@
 """Cost of an initialisation: seconds, the peak of torch's allocators, floating point operations."""
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def measure(call: Callable[[], object], count_flops: bool = True) -> tuple[objec
         with FlopCounterMode(display=False) as counter:
             call()
         flops = counter.get_total_flops()
+    gc.collect()  # else garbage of earlier work may be freed meanwhile, of which the profiler warns on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         start = time.perf_counter()
         result = call()
