@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from .modules import DCTpSConv2d, DCTpSLinear
-from .support import check_density
+from .support import check_density, check_module
 
 # A subclass may read or make its weight in its own way, so that only these very types are ever replaced.
 DENSE_TYPES = (nn.Linear, nn.Conv2d)
@@ -63,6 +63,7 @@ def allocate(
 
     Raises: ValueError for a density outside [0, 1], an unknown method, or a model without such a layer.
     """
+    check_module("model", model)
     layers = {
         name: layer
         for name, layer in model.named_modules()

@@ -14,7 +14,7 @@ from ._report import LayerCount, format_table
 from .allocation import DENSE_TYPES, allocate_layers, check_method, matrix_shape
 from .modules import DCTpSConv2d, DCTpSLinear
 from .modules._base import DCTpSLayer
-from .support import Support, check_int
+from .support import Support, check_int, check_module
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +152,7 @@ def choose_layers(
 
     Raises: ValueError for a layer, or a model, that cannot be replaced; see `convert_`.
     """
+    check_module("model", model)
     if type(model) in _TWINS:
         raise ValueError(
             f"model: is itself a {type(model).__name__}, which cannot be replaced in place; make a "
@@ -204,6 +205,7 @@ def replace_layers_(
 
 def to_dense(model: nn.Module) -> nn.Module:
     """A copy of `model` with the equivalent nn.Linear or Conv2d for each DCTpS layer; `model` stays."""
+    check_module("model", model)
     model = copy.deepcopy(model)
     if isinstance(model, DCTpSLayer):
         dense = model.to_dense()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .ops import sparse_linear
-from .support import Support, check_int
+from .support import Support, check_int, check_module
 
 __all__ = ["HyperplaneProjection"]
 
@@ -160,8 +160,7 @@ class HyperplaneProjection(nn.Module):
         if projection not in _PROJECTIONS:
             kinds = ", ".join(map(repr, _PROJECTIONS))
             raise ValueError(f"projection: expected one of {kinds}, got {projection!r}")
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+        check_module("module", module)
         seed = check_int("seed", seed, 0, 2**32 - 1)
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not parameters:

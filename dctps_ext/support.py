@@ -5,7 +5,7 @@ import operator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _LIMIT = 2**31  # indices are int32
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -31,6 +31,17 @@ def check_density(density) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"density: expected a number in [0, 1], got {density}")
     return number
+
+
+def check_module(name: str, value) -> None:
+    """TypeError naming the argument unless `value` is a torch.nn.Module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name}: expected a torch.nn.Module, got {describe(value)}")
+
+
+def describe(value) -> str:
+    """What came, for an error message."""
+    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_shape(m, n) -> tuple[int, int]:
@@ -210,7 +221,7 @@ class Support:
     def from_mask(cls, mask: Tensor) -> "Support":
         """The positions where `mask`, a bool tensor [m, n], is True; on the mask's device."""
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask: expected a torch.bool tensor, got {_describe(mask)}")
+            raise TypeError(f"mask: expected a torch.bool tensor, got {describe(mask)}")
         if mask.dim() != 2:
             raise ValueError(f"mask: expected 2 dimensions [m, n], got shape {tuple(mask.shape)}")
         m, n = _check_shape(*mask.shape)
@@ -345,17 +356,13 @@ class Support:
         return f"Support({size}, {origin}{per_row}, device='{self.index.device}')"
 
 
-def _describe(value) -> str:
-    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-
-
 def _as_indices(name: str, value, bound: int) -> tuple[np.ndarray, torch.device]:
     """A 1-D integer tensor or sequence in [0, bound) as an int64 array, and the device it came from."""
     tensor = torch.as_tensor(value) if isinstance(value, (Tensor, np.ndarray)) else torch.tensor(value)
     if tensor.numel() == 0 and not isinstance(value, (Tensor, np.ndarray)):
         tensor = tensor.long()  # an empty list has no dtype of its own
     if tensor.dtype in (torch.bool,) or tensor.is_floating_point() or tensor.is_complex():
-        raise TypeError(f"{name}: expected integers, got {_describe(tensor)}")
+        raise TypeError(f"{name}: expected integers, got {describe(tensor)}")
     if tensor.dim() != 1:
         raise ValueError(f"{name}: expected 1 dimension, got shape {tuple(tensor.shape)}")
     check_int(f"length of {name}", tensor.numel(), 0, _LIMIT)

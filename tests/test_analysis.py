@@ -188,6 +188,20 @@ def test_bad_input_is_named(x, arguments, error, message):
         jacobian_singular_values(small_network(), x, *arguments)
 
 
+@pytest.mark.parametrize(
+    "of", [lambda m: jacobian_singular_values(m, X), parameter_counts, lambda m: costs(m, X)]
+)
+def test_what_is_no_model_is_named(of):
+    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got str"):
+        of("net")
+
+
+@pytest.mark.parametrize("x, got", [([1.0], "list"), (X[:0], r"the shape \(0, 2, 8, 8\)")])
+def test_costs_names_a_bad_input(x, got):
+    with pytest.raises(TypeError, match=f"x: expected a tensor of at least one sample, got {got}"):
+        costs(small_network(), x)
+
+
 # ---- parameters
 
 

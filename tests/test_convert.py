@@ -362,6 +362,12 @@ def test_a_failed_conversion_names_the_reason_and_leaves_the_model_as_it_was(bui
     assert structure(model) == before
 
 
+@pytest.mark.parametrize("of", [convert_, dctps_ext.to_dense, lambda m: dctps_ext.allocate(m, 0.1)])
+def test_what_is_no_model_is_named(of):
+    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got list"):
+        of([nn.Linear(3, 3)])
+
+
 def test_a_failure_at_the_last_layer_leaves_the_model_as_it_was(monkeypatch):
     model = network()
     before, y = structure(model), model.eval()(INPUT)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .._report import LayerCount, format_table
 from ..allocation import DCTPS_TYPES, DENSE_TYPES, matrix_shape
 from ..modules._base import DCTpSLayer
+from ..support import check_module, describe
 
 _KINDS = ("dense", "sparse", "dctps")
 
@@ -21,6 +22,7 @@ def _kind(layer: nn.Module) -> str:
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that `convert_` would take, and those it has made, each once, in the model's order."""
+    check_module("model", model)
     layers = {n: layer for n, layer in model.named_modules() if type(layer) in DENSE_TYPES + DCTPS_TYPES}
     if not layers:
         raise ValueError("model: expected at least one Linear, Conv2d or DCTpS layer, got none")
@@ -190,9 +192,12 @@ def costs(model: nn.Module, x: Tensor) -> CostReport:
         x: an input whose first dimension is the batch; the model runs once on it, in eval mode, and is left
             as it was.
 
-    Raises: ValueError for a model without such a layer.
+    Raises: TypeError naming the argument; ValueError for a model without such a layer.
     """
     layers = _layers(model)
+    if not isinstance(x, Tensor) or x.dim() == 0 or not len(x):
+        got = f"the shape {tuple(x.shape)}" if isinstance(x, Tensor) else describe(x)
+        raise TypeError(f"x: expected a tensor of at least one sample, got {got}")
     groups = {name: getattr(layer, "groups", 1) for name, layer in layers.items()}
     applied = dict.fromkeys(layers, 0)
 

@@ -6,11 +6,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..support import _describe, check_int
+from ..support import check_int, check_module, describe
 
-_OVERSAMPLING = (
-    10  # columns of a block beyond k; a usual choice (Halko, Martinsson & Tropp, SIAM Review 2011)
-)
+# Columns of a block beyond k; a usual choice (Halko, Martinsson & Tropp, SIAM Review 2011).
+_OVERSAMPLING = 10
 _TINY = 1e-290  # below it float64 loses digits soon
 
 
@@ -44,8 +43,9 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
     Raises: TypeError, ValueError naming the argument; FloatingPointError for an underflow in float64, and for
     a Jacobian that is not finite.
     """
+    check_module("model", model)
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x: expected a floating point tensor, got {_describe(x)}")
+        raise TypeError(f"x: expected a floating point tensor, got {describe(x)}")
     generator = torch.Generator().manual_seed(check_int("seed", seed, 0, 2**63 - 1))
     model = copy.deepcopy(model).double().requires_grad_(False)
     for name, layer in model.named_modules():
@@ -55,7 +55,7 @@ def jacobian_singular_values(model: nn.Module, x: Tensor, k: int | None = None, 
     with torch.enable_grad():
         y = model(x)
         if not isinstance(y, Tensor) or not y.is_floating_point():
-            raise TypeError(f"model: expected a floating point tensor as output, got {_describe(y)}")
+            raise TypeError(f"model: expected a floating point tensor as output, got {describe(y)}")
         k = min(y.numel(), x.numel()) if k is None else check_int("k", k, 1, min(y.numel(), x.numel()))
         if not y.requires_grad:  # e.g. a constant
             return y.new_zeros(k, dtype=torch.float64)

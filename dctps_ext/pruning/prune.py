@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import reference
 from ..allocation import allocate_layers
 from ..convert import ConversionReport, choose_layers, random_support, replace_layers_
-from ..support import Support, check_density, check_int
+from ..support import Support, check_density, check_int, describe
 from .scores import Network, connection_sensitivity, gradient_flow, is_connected, synaptic_flow
 from .selection import PruningBreakdown, exponential_schedule, keep_largest, objection
 
@@ -90,7 +90,7 @@ def prune(
         if method not in STEPS and method != "imp":
             raise ValueError(f"steps: expected None for method {method!r}, which has none, got {steps}")
         steps = check_int("steps", steps, 1, 2**31 - 1)
-    if (train_fn is None) == (method == "imp"):
+    if not (callable(train_fn) if method == "imp" else train_fn is None):
         expected = "a function" if method == "imp" else "None"
         raise ValueError(f"train_fn: expected {expected} for method {method!r}, got {train_fn!r}")
     layers, _ = choose_layers(model, filter_fn)
@@ -133,6 +133,8 @@ def sparsify_(model: nn.Module, masks: dict[str, Tensor]) -> ConversionReport:
 
     Raises: TypeError, ValueError naming the layer; the model is then as it was.
     """
+    if not isinstance(masks, dict):
+        raise TypeError(f"masks: expected a dict, layer name -> mask, got {describe(masks)}")
     layers, skipped = choose_layers(model, lambda name, layer: name in masks)
     unknown = [name for name in masks if name not in layers]
     if unknown:
@@ -141,7 +143,7 @@ def sparsify_(model: nn.Module, masks: dict[str, Tensor]) -> ConversionReport:
     for name, layer in layers.items():
         mask = masks[name]
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"masks: expected a torch.bool tensor for {name}, got {_describe(mask)}")
+            raise TypeError(f"masks: expected a torch.bool tensor for {name}, got {describe(mask)}")
         if mask.shape != layer.weight.shape:
             raise ValueError(
                 f"masks: expected the shape {tuple(layer.weight.shape)} for {name}, got {tuple(mask.shape)}"
@@ -149,10 +151,6 @@ def sparsify_(model: nn.Module, masks: dict[str, Tensor]) -> ConversionReport:
         mask = reference.conv_matrix(mask) if isinstance(layer, nn.Conv2d) else mask
         supports.append(Support.from_mask(mask.to(layer.weight.device)))
     return replace_layers_(model, layers, supports, skipped, offset="none")
-
-
-def _describe(value) -> str:
-    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _by_score(network: Network, method: str, budget: int, steps: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..modules import DCTpSLinear
 from ..modules._base import DCTpSLayer
-from ..support import Support, check_int
+from ..support import Support, check_int, check_module, describe
 from .selection import largest
 
 
@@ -56,8 +56,13 @@ class RigL:
     ) -> None:
         self.end = math.floor(0.75 * check_int("steps", steps, 1, 2**63 - 1))
         self.interval = check_int("interval", interval, 1, 2**63 - 1)
+        if not isinstance(drop_fraction, (int, float)):
+            raise TypeError(f"drop_fraction: expected a number in (0, 1), got {describe(drop_fraction)}")
         if not 0 < drop_fraction < 1:
             raise ValueError(f"drop_fraction: expected a number in (0, 1), got {drop_fraction}")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {describe(optimizer)}")
+        check_module("model", model)
         self.drop_fraction = float(drop_fraction)
         self.optimizer = optimizer
         self.count = 0  # calls of step()

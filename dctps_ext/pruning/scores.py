@@ -1,7 +1,7 @@
 """Scores: what SNIP, GraSP, FORCE and SynFlow think each weight of a dense network is worth."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,10 +37,10 @@ class Network:
         num_batches: int | None,
         loss_fn: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        if isinstance(data, Iterator):
+        if isinstance(data, Iterator) or not isinstance(data, Iterable):
             raise TypeError(
                 "data: expected a re-iterable of (inputs, targets), e.g. a list or a DataLoader, since every "
-                f"step starts it anew, got the iterator {type(data).__name__}"
+                f"step starts it anew, got {type(data).__name__}"
             )
         self.model = model
         self.weights: Weights = {name: layer.weight.detach() for name, layer in layers.items()}
