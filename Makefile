@@ -48,6 +48,8 @@ help:
 
 venv: $(VENV)/stamp-venv
 $(VENV)/stamp-venv:
+	@[ '$(VENV)' = .venv ] || [ ! -e '$(VENV)' ] || { \
+	  echo "VENV=$(VENV) exists, and make did not make it: it would be deleted. Name a new one."; exit 1; }
 	@rm -rf $(VENV)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed, and '$(PYTHON)' is not one. Name another: make PYTHON=..."; exit 1; }
