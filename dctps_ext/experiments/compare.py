@@ -73,7 +73,7 @@ def row(settings, dataset, checkpoints):
 
 def table(results):
     """The comparison as a Markdown table, and below it the breakdowns."""
-    heads = ["method", "density", "test accuracy", "trainable", "seconds at init", "peak KiB at init"]
+    heads = ["method", "density", "lr", "test accuracy", "trainable", "seconds at init", "peak KiB at init"]
     heads += ["MFLOP at init", "KiB held: parameters", "optimizer", "index or U", "sum"]
     rows, notes = [heads], []
     for result in results:
@@ -81,7 +81,7 @@ def table(results):
         name = NAMES[settings["method"]] + ("" if settings["rigl"] is None else " + RigL")
         density = "" if settings["density"] is None else f"{100 * settings['density']:g}%"
         if "breakdown" in result:
-            rows.append([name, density, "breaks down", *[""] * 8])
+            rows.append([name, density, "", "breaks down", *[""] * 8])
             notes.append(f"{density}: {result['breakdown']}")
             continue
         cost, held = result["initialisation"], result["held"]
@@ -89,6 +89,7 @@ def table(results):
             [
                 name,
                 density,
+                f"{settings['lr']:g}",
                 f"{100 * result['test_accuracy']:.1f}%",
                 f"{result['parameters']:,}",
                 f"{cost['seconds']:.3f}",
