@@ -27,7 +27,7 @@ from .peers import (
     UNFUSED,
 )
 from .problems import PRODUCTS, TRANSFORMS
-from .results import blocks
+from .results import blocks, short_name
 
 KEPT = 0.85  # on more threads no ratio is worse by more than 15%
 FIT_FACTOR = 1.5  # how far a time may lie from the fit and still follow it
@@ -188,6 +188,12 @@ GOALS = (
     ),
     # Convolutions and networks on a CPU.
     *_all_conv(),
+    Goal(
+        'a convolution under "auto" over nn.Conv2d',
+        1,
+        {**_CPU, "section": "conv", "pass": ("forward", "step")},
+        over=(CONV,),
+    ),
     *(
         Goal(
             f"{text}, {model}, p=0.1%, batch 32",
@@ -286,10 +292,8 @@ GOALS = (
 
 def _label(row):
     """What tells apart the ratios of a goal."""
-    parts = [row["model"], row["pass"] if row["section"] != "ops" else row["kind"]]
-    parts += [f"q={row['q']}"] if row["section"] != "networks" else []
-    parts += [f"p={100 * row['density']:.3g}%"] if row["density"] else []
-    return " ".join([part for part in parts if part] + [f"B={row['batch']}"])
+    what = row["kind"] if row["section"] == "ops" else row["pass"]
+    return f"{what} {short_name(row)}"
 
 
 def ratios(goal, rows, threads):

@@ -8,7 +8,7 @@ import numpy as np
 from .goals import fits, fitted_seconds
 from .peers import CONV, COPY, DCTPS, DENSE, FRESH_COPY, LINEAR, OURS, PLAIN, SPARSE
 from .problems import TRANSFORMS
-from .results import blocks, origin, quartiles
+from .results import blocks, origin, quartiles, short_name
 from .tables import count_threads
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, GREY = (
@@ -306,7 +306,7 @@ def speedups(result):
     for peers in blocks(result["rows"]).values():
         row = next(iter(peers.values()))
         if row["section"] in panels and row["threads"] == threads and row["dtype"] == "float32":
-            rows[row["section"]].setdefault(_case_name(row), {})[row["pass"]] = peers
+            rows[row["section"]].setdefault(short_name(row), {})[row["pass"]] = peers
     rows = {section: cases for section, cases in rows.items() if cases}
     if not rows:
         return None
@@ -376,16 +376,6 @@ def speedups(result):
     figure.legend(list(handles.values()), list(handles), fontsize=9, loc="outside lower center", ncols=2)
     figure.suptitle(_subject(result, f"float32, {count_threads(threads)}"), fontsize=10)
     return figure
-
-
-def _case_name(row):
-    p, batch = f"p {100 * row['density']:g}%", f"B {row['batch']}"
-    if row["model"]:
-        return f"{row['model']}, {p}, {batch}"
-    if row["kind"] == "conv":
-        more = "".join(f", {name} {row[name]}" for name in ("stride", "dilation", "groups") if row[name] > 1)
-        return f"{row['kernel']}x{row['kernel']}, {row['n']} -> {row['m']}{more}, {p}, {batch}"
-    return f"{row['n']} -> {row['m']}, {p}, {batch}"
 
 
 # ---- storage

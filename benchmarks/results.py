@@ -118,6 +118,18 @@ def identity(row):
     return tuple(row[name] for name in IDENTITY)
 
 
+def short_name(row):
+    """What a row is about, where section, kind, pass, dtype and threads are told elsewhere."""
+    p = f" p={100 * row['density']:.3g}%" if row["density"] else ""
+    if row["model"]:
+        return f"{row['model']}{p} B={row['batch']}"
+    if row["kind"] == "conv":
+        more = "".join(f" {name} {row[name]}" for name in ("stride", "dilation", "groups") if row[name] > 1)
+        k = row["kernel"]
+        return f"{k}x{k} {row['n']} -> {row['m']}{more}{p} B={row['batch']} {row['size']}x{row['size']}"
+    return f"q={row['q']}{p} B={row['batch']}"
+
+
 def blocks(rows):
     """{identity: {peer: row}} of the timed rows, in the order of the rows."""
     grouped = {}

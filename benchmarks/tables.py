@@ -2,7 +2,7 @@
 
 from .goals import GOALS, fits, judge
 from .peers import AUTO, DCTPS, LINEAR, OURS, PLAIN, SPARSE
-from .results import blocks
+from .results import blocks, short_name
 
 _HEADS = {"ops": OURS, "auto": LINEAR}  # peers whose time is shown in full; of other sections it is DCTpS
 
@@ -34,18 +34,6 @@ def aligned(heads, rows):
     ]
 
 
-def _short(row):
-    """What a line is about, where section, kind, pass, dtype and threads are in the heading."""
-    if row["model"]:
-        return f"{row['model']} B={row['batch']}"
-    p = f" p={100 * row['density']:g}%" if row["density"] else ""
-    if row["kind"] == "conv":
-        more = "".join(f" {name} {row[name]}" for name in ("stride", "dilation", "groups") if row[name] > 1)
-        k = row["kernel"]
-        return f"{k}x{k} {row['n']} -> {row['m']}{more}{p} B={row['batch']} {row['size']}x{row['size']}"
-    return f"q={row['q']}{p} B={row['batch']}"
-
-
 def sections(rows):
     """Tables of the timed rows: our time, what it allocates, and the time of each peer over ours."""
     lines, tables = [], {}
@@ -67,7 +55,7 @@ def sections(rows):
                 continue
             times = [f"{peers[n]['seconds'] / row['seconds']:.2f}" if n in peers else "-" for n in others]
             memory = [size(row["peak_bytes"]), size(row["peak_rss_bytes"])]
-            body.append([_short(row), f"{1e6 * row['seconds']:.1f}", *memory, *times])
+            body.append([short_name(row), f"{1e6 * row['seconds']:.1f}", *memory, *times])
         lines += aligned(["", f"{ours} us", "peak", "RSS", *others], body)
     return lines
 
@@ -75,7 +63,7 @@ def sections(rows):
 def _memory(rows):
     body = [
         [
-            _short(r),
+            short_name(r),
             r["pass"],
             str(r["threads"]),
             size(r["results_bytes"]),
@@ -130,7 +118,7 @@ def _losses(rows):
         dense = peers.get(LINEAR) or peers.get("nn.Conv2d") or peers.get("dense")
         ours = next((peers[name] for name in (AUTO, DCTPS) if name in peers), None)
         if ours and dense and ours["seconds"] > dense["seconds"]:
-            what = f"{ours['section']} {ours['pass']} {_short(ours)} {ours['dtype']}"
+            what = f"{ours['section']} {ours['pass']} {short_name(ours)} {ours['dtype']}"
             ratio = ours["seconds"] / dense["seconds"]
             lost.append((ratio, f"  {what}, {count_threads(ours['threads'])}: {ratio:.2f}x"))
     if not lost:

@@ -195,7 +195,8 @@ def peak_rss(call):
     """How far `call()` raised the process's resident memory at its highest, in bytes; None where unknown.
 
     The allocator first returns to the system what it can; pages that it keeps all the same are reused unseen,
-    so this is a lower bound of what the call needed. Linux tells, others do not.
+    so this is a lower bound of what the call needed, and Linux counts in batches of pages, each core its own:
+    a MiB may be missing. Linux tells, others do not.
     """
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -106,7 +106,7 @@ def test_peak_bytes_is_above_a_start_that_frees():
 def test_peak_rss_sees_memory_that_is_used_and_given_back():
     size = 64 << 20
     peak = timing.peak_rss(lambda: torch.ones(size, dtype=torch.uint8).max())
-    assert peak is None or size <= peak < 2 * size
+    assert peak is None or size - (1 << 20) <= peak < 2 * size
 
 
 # ---- problems and peers

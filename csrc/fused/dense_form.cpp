@@ -14,9 +14,9 @@
 namespace dctps {
 namespace {
 
-// Nanoseconds, float32, one AVX-512 core (AMD EPYC, Zen 5), fitted to benchmarks/linear.py's section "auto" and to
-// benchmarks/conv.py's. Only their ratios matter, and those hold on other machines within about a
-// half, as wide as the band in which both forms are about as fast.
+// Nanoseconds, float32, one AVX-512 core (AMD EPYC, Zen 5), fitted to the benchmark suite's sections "auto" and "conv".
+// Only their ratios matter, and those hold on other machines within about a half, as wide as the band in which both
+// forms are about as fast.
 struct Costs {
   double dense_call = 4000, dense_entry = 1.0;              // once: build W
   double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
