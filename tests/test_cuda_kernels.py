@@ -203,6 +203,71 @@ def test_x_is_read_once_and_y_written_once(n, out, dtype, transform):
     assert set(memory) <= {into, onto, "tables", "alpha"}
 
 
+# A backward block has eight rows, taken in one turn, or in float64 in two: each reads S and adds to the sums.
+LAYERS = pytest.mark.parametrize(
+    "m,n,rows", [(256, 256, 1024), (100, 300, 560), (300, 100, 560), (1000, 1000, 600)]
+)
+
+
+def layer_of(m, n, rows, dtype):
+    """Leaves of a layer with p*n = 4, and the bytes of x, y, bias and S."""
+    support = dctps_ext.Support.random(m, n, 4 * m)
+    generator = torch.Generator().manual_seed(m + n)
+    x, values, alpha, bias = (
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        for shape in ((rows, n), (support.nnz,), (), (m,))
+    )
+    accumulator = 8 if dtype is torch.float64 else 4  # what the kernels get values, alpha and bias as
+    size = {
+        "x": rows * n * dtype.itemsize,
+        "y": rows * m * dtype.itemsize,
+        "values": support.nnz * accumulator,
+        "index": support.nnz * 4,
+        "bias": m * accumulator,
+        "partials": (support.nnz + m) * accumulator,
+    }
+    return lambda: dctps_ext.dctps_linear(x, values, support, alpha, bias, algorithm="fast"), size
+
+
+def bytes_of(launch):
+    """What a launch moves of global memory, but for what all threads share in caches: tables, alpha."""
+    memory = launch["memory"].items()
+    return sum(use["loaded"] + use["stored"] for name, use in memory if name not in ("tables", "alpha"))
+
+
+@LAYERS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_forward_moves_x_y_and_s_for_each_block(m, n, rows, dtype):
+    forward, size = layer_of(m, n, rows, dtype)
+    (launch,) = launches_of(forward)
+    s = size["values"] + size["index"] + 4 * (m + 1) + size["bias"]
+    assert launch["memory"]["x"]["loaded"] == size["x"] and launch["memory"]["y"]["stored"] == size["y"]
+    assert launch["blocks"] <= rows / 2
+    assert bytes_of(launch) <= 1.05 * (size["x"] + size["y"] + launch["blocks"] * s)
+
+
+@LAYERS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_backward_moves_x_dy_dx_s_for_each_block_and_the_partial_sums(m, n, rows, dtype):
+    forward, size = layer_of(m, n, rows, dtype)
+    y = forward()
+    gather, backward, add_up = launches_of(lambda: y.backward(torch.ones_like(y)))
+    blocks = backward["blocks"]
+    memory = backward["memory"]
+    assert (
+        memory["x"]["loaded"] == memory["dx"]["stored"] == size["x"] and memory["dy"]["loaded"] == size["y"]
+    )
+    assert 7 * blocks < rows <= 8 * blocks
+    turns = 2 if dtype is torch.float64 else 1
+    s = size["values"] + size["index"] + 4 * (n + 1)
+    partials = blocks * size["partials"]
+    moved = 2 * size["x"] + size["y"] + turns * blocks * s + (2 * turns - 1) * partials
+    assert bytes_of(backward) <= 1.05 * moved
+    # The rest is small: S by columns, made once a call, and the sums of the partial sums.
+    assert bytes_of(gather) <= 2 * size["values"] + size["index"]
+    assert bytes_of(add_up) <= 1.05 * (partials + size["partials"] + size["index"])
+
+
 # Bytes of shared memory that an element costs, stored and loaded: an exchange between passes 4 + 4, and 4 + 4
 # for the tile from which y is stored, or to which dy is loaded, in 16-byte pieces. (Plus what the few values
 # cost that are their own partners.) Then the bytes that the banks' cycles could have moved, of dct and idct.

@@ -127,7 +127,7 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
   const SparseOperand s(op, values, index, conv.m, conv.n, x);
   const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {conv.m}, x);
   const Form form =
-      choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), false));
+      choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), false), x);
   if (form == Form::dense) {
     const NoAutocast guard;
     const Tensor filters = conv.filters_of(dense_weight(s, alpha_operand, x));
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
   const Operand alpha_operand(op, "alpha", alpha, {}, dy);
   const bool wants_dx = output_mask[0];
   const Form form =
-      choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true));
+      choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), true), x);
   if (form == Form::dense) {
     const NoAutocast guard;
     const Tensor nothing = at::empty({0}, x.options());

@@ -17,7 +17,7 @@ Tensor dctps_linear(const Tensor& x, const Tensor& values, const Tensor& index, 
   const Operand alpha_operand(op, "alpha", alpha, {}, x), bias_operand(op, "bias", bias, {m}, x);
   const LayerWork work{
       .rows = x.numel() / n, .m = m, .n = n, .nnz = s.matrix.nnz, .has_dct = alpha_operand.given()};
-  if (choose_form(op, algorithm, work) == Form::dense) {
+  if (choose_form(op, algorithm, work, x) == Form::dense) {
     const NoAutocast guard;
     return at::linear(x, dense_weight(s, alpha_operand, x), bias);
   }
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_linear_backward(const Tensor& d
                        .nnz = s.matrix.nnz,
                        .has_dct = alpha_operand.given(),
                        .is_backward = true};
-  if (choose_form(op, algorithm, work) == Form::dense) {
+  if (choose_form(op, algorithm, work, x) == Form::dense) {
     const NoAutocast guard;
     const Tensor dy_rows = dy.reshape({-1, m}), x_rows = x.reshape({-1, n}),
                  nothing = at::empty({0}, x.options());

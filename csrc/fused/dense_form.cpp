@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "common/device.h"
 #include "dct/dct.h"
 #include "plan/plan.h"
 
@@ -60,12 +61,45 @@ double taps_cost(const LayerWork& w) {
   return tiles * (products * (double(w.pixels_per_row) * pixel + output) + entries);
 }
 
+#ifdef DCTPS_WITH_CUDA
+// On a GPU, in clocks of one multiprocessor. No GPU has been at hand: these are counts (docs/kernels-cuda.md), with
+// the rates of compute capability 9.0; of others, too, only the ratio of the two forms matters.
+struct GpuCosts {
+  // The package's kernels wait for the load and store units: bytes that these serve, conflicts included.
+  double transform = 38, value = 12, entry = 16, served = 128;
+  double backward = 1.5;                    // of the forward's
+  double call = 5000, dense_call = 40000;   // launches: one or two, a dozen
+  double matrix_entry = 24, memory = 19.7;  // bytes to make W; bytes a clock
+  double f64 = 190, f32 = 230, tf32 = 1400,
+         f16 = 2800;  // floating-point operations a clock in torch's products
+};
+
+double gpu_dense_cost(const LayerWork& w, const Tensor& x, double multiprocessors) {
+  const GpuCosts c;
+  const bool tf32 =
+      w.convolution ? at::globalContext().allowTF32CuDNN() : at::globalContext().allowTF32CuBLAS();
+  const double rate = x.itemsize() == 2 ? c.f16 : x.itemsize() == 8 ? c.f64 : tf32 ? c.tf32 : c.f32;
+  const double entries = double(w.m) * double(w.n);
+  const double products = double(w.rows) * (w.is_backward ? 2 : 1) * 2 * entries / rate;
+  return c.dense_call + (products + c.matrix_entry * entries / c.memory) / multiprocessors;
+}
+
+double gpu_rows_cost(const LayerWork& w, double multiprocessors) {
+  const GpuCosts c;
+  const double groups = w.convolution ? double(w.convolution->groups) : 1;
+  const double row = (w.has_dct ? c.transform * groups * double(std::max(w.m, w.n)) : 0) +
+                     c.value * (groups * double(w.n) + double(w.m)) + c.entry * double(w.nnz);
+  return c.call + (w.is_backward ? c.backward : 1) * double(w.rows) * row / c.served / multiprocessors;
+}
+#endif
+
 // D [m, n], kept where it is small, because there the dense form is taken again and again.
 Tensor dct_matrix(int64_t m, int64_t n, const Tensor& like) {
   constexpr int64_t kKeptEntries = 1 << 16;
   static std::mutex mutex;
-  static auto* const kept = new std::map<std::tuple<int64_t, int64_t, at::ScalarType>, Tensor>;
-  const auto key = std::make_tuple(m, n, like.scalar_type());
+  static auto* const kept =
+      new std::map<std::tuple<int64_t, int64_t, at::ScalarType, c10::DeviceType, c10::DeviceIndex>, Tensor>;
+  const auto key = std::make_tuple(m, n, like.scalar_type(), like.device().type(), like.device().index());
   std::lock_guard<std::mutex> lock(mutex);
   const auto known = kept->find(key);
   if (known != kept->end()) return known->second;
@@ -83,22 +117,43 @@ void for_each_entry(const SparseMatrix& s, const Body& body) {
   }
 }
 
+// The place of every entry in W, laid out flat; for a GPU, which torch's kernels serve without a wait. (On a CPU their
+// calls would cost more than the sums.)
+Tensor entry_places(const SparseOperand& s) {
+  const int64_t nnz = s.matrix.nnz;
+  auto part = [&](const int32_t* data) {  // of the index tensor
+    return s.index.narrow(0, data - s.index.const_data_ptr<int32_t>(), nnz).to(at::kLong);
+  };
+  const Tensor row = at::empty({nnz}, s.index.options().dtype(at::kLong))
+                         .index_copy_(0, part(s.matrix.perm), part(s.matrix.row));
+  return row * s.matrix.n + part(s.matrix.col);
+}
+
 }  // namespace
 
-Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& work) {
+Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& work, const Tensor& x) {
   if (algorithm == "dense") return Form::dense;
   if (work.convolution && algorithm == "taps") return Form::taps;
   if (work.convolution && algorithm == "patches") return Form::rows;
   TORCH_CHECK_VALUE(algorithm == "auto" || algorithm == "fast", op, ": algorithm: expected 'auto', 'fast'",
                     work.convolution ? ", 'taps', 'patches'" : "", " or 'dense', got '", algorithm, "'");
-  const double rows = rows_cost(work);
-  const double taps = work.convolution ? taps_cost(work) : rows;
+  const bool cuda = takes_cuda_kernels(x.device());
+  double rows = 0, dense = 0;
+#ifdef DCTPS_WITH_CUDA
+  if (cuda) {
+    const double multiprocessors = CudaScope(op, x).limits().sm_count;
+    rows = gpu_rows_cost(work, multiprocessors);
+    dense = gpu_dense_cost(work, x, multiprocessors);
+  }
+#endif
+  if (!cuda) rows = rows_cost(work), dense = dense_cost(work);
+  const double taps = work.convolution && !cuda ? taps_cost(work) : rows;
   const Form fast = taps < rows ? Form::taps : Form::rows;
   if (algorithm == "fast" || at::globalContext().deterministicAlgorithms() ||
       work.m * work.n > kMostEntries) {
     return fast;
   }
-  return dense_cost(work) < std::min(rows, taps) ? Form::dense : fast;
+  return dense < std::min(rows, taps) ? Form::dense : fast;
 }
 
 Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like) {
@@ -106,6 +161,10 @@ Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& 
   const auto options = s.values.options();
   Tensor weight = alpha.given() ? dct_matrix(matrix.m, matrix.n, s.values) * alpha.tensor
                                 : at::zeros({matrix.m, matrix.n}, options);
+  if (takes_cuda_kernels(weight.device())) {
+    weight.view({-1}).index_add_(0, entry_places(s), s.values);
+    return weight.to(like.scalar_type());
+  }
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "dense_weight", [&] {
     const scalar_t* values = s.values.const_data_ptr<scalar_t>();
     scalar_t* entries = weight.mutable_data_ptr<scalar_t>();
@@ -118,7 +177,9 @@ std::tuple<Tensor, Tensor> gradients_of_dense_weight(const Tensor& gradient, con
                                                      const Operand& alpha, std::array<bool, 4> output_mask) {
   Tensor dvalues = at::empty({0}, gradient.options()), dalpha = dvalues;
   const Tensor wide = gradient.to(s.values.scalar_type()).contiguous();
-  if (output_mask[1]) {
+  if (output_mask[1] && takes_cuda_kernels(wide.device())) {
+    dvalues = wide.view({-1}).index_select(0, entry_places(s)).to(gradient.scalar_type());
+  } else if (output_mask[1]) {
     Tensor sums = at::empty({s.matrix.nnz}, wide.options());
     AT_DISPATCH_FLOATING_TYPES(wide.scalar_type(), "gradients_of_dense_weight", [&] {
       const scalar_t* entries = wide.const_data_ptr<scalar_t>();
