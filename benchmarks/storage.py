@@ -10,67 +10,59 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 
-import dctps_ext
+from dctps_ext.experiments.compare import NAMES
+from dctps_ext.experiments.data import Dataset
+from dctps_ext.experiments.train import ALLOCATED, Settings, build_model
+from dctps_ext.pruning import PruningBreakdown
 
 from .problems import Case, held_bytes
 from .timing import peak_bytes
 
-pruning = getattr(dctps_ext, "pruning", None)
-PRUNING = () if pruning is None else tuple(m for m in pruning.METHODS if m != "imp")  # which trains to prune
-NAMES = {
-    "dense": "dense",
-    "dctps": "DCTpS",
-    "sparse": "random sparse",
-    "uniform": "Sparse (uniform)",
-    "epl": "Sparse (EPL)",
-    "epf": "Sparse (EPF)",
-    "erk": "Sparse (ERK)",
-    "snip": "SNIP",
-    "grasp": "GraSP",
-    "force": "FORCE",
-    "iter_snip": "Iter-SNIP",
-    "synflow": "SynFlow",
-}
-METHODS = ("dense", "dctps", *(PRUNING or ("sparse",)))
+# "sparse" stores what "epl" does; IMP's masks cost a training run.
+METHODS = tuple(method for method in NAMES if method not in ("sparse", "imp"))
 
 
-def make(case: Case, method: str):
-    """The network, ready to train, as a user would make it."""
+def make(case: Case, method: str, dataset: Dataset):
+    """The network, ready to train, as the trainer of `make compare` makes it."""
+    settings = Settings(
+        **{"dataset": "digits", "data": None, "model": case.model, "method": method},
+        **{"density": None if method == "dense" else case.density},
+        **{"allocation": "epl" if method in ALLOCATED else None, "epochs": 1, "batch_size": case.batch},
+        **{"optimizer": "adam", "lr": 0.01, "seed": 0, "threads": case.threads},
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = getattr(dctps_ext.models, case.model)(num_classes=10)
-    if method in PRUNING:
-        masks = pruning.prune(model, case.density, method, [_batch(case)])
-        pruning.sparsify_(model, masks)
-    elif method != "dense":
-        dctps_ext.convert_(model, case.density, offset="dct" if method == "dctps" else "none")
-    return model
+        return build_model(settings, dataset)
 
 
-def _batch(case):
+def _random_dataset(case):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(case.batch, 3, 32, 32, generator=generator)
-    return images, torch.randint(10, (case.batch,), generator=generator)
+    images = torch.randint(256, (case.batch, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (case.batch,), generator=generator)
+    dataset = Dataset("random pixels", images, labels, images, labels, num_classes=10, augment=False)
+    dataset.statistics  # noqa: B018  computed here, not where memory is counted
+    return dataset
 
 
 def measure(case: Case, method: str):
     """(rows, notes): one row, or why the method has none, as where it breaks down at this density."""
+    dataset = _random_dataset(case)
     try:
-        initialisation = peak_bytes(lambda: make(case, method))
-        model = make(case, method)
-    except getattr(pruning, "PruningBreakdown", ()) as breakdown:
+        initialisation = peak_bytes(lambda: make(case, method, dataset))
+        model = make(case, method, dataset)
+    except PruningBreakdown as breakdown:
         return [], [f"storage, {case.model} at {100 * case.density:g}%: {breakdown}"]
     final = held_bytes(*(t for t in model.state_dict().values() if torch.is_tensor(t)))
     optimizer = torch.optim.Adam(model.parameters())
-    images, labels = _batch(case)
-    F.cross_entropy(model(images), labels).backward()
+    F.cross_entropy(model(dataset.normalise(dataset.train_images)), dataset.train_labels).backward()
     optimizer.step()
     state = [t for entry in optimizer.state.values() for t in entry.values() if torch.is_tensor(t)]
     parameters = list(model.parameters())
     training = held_bytes(*parameters, *model.buffers(), *(p.grad for p in parameters), *state)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
     row = {
         **asdict(case),
-        **{"q": 0, "nnz": sum(p.numel() for p in parameters), "pass": method, "peer": NAMES[method]},
+        **{"q": 0, "nnz": trainable, "pass": method, "peer": NAMES[method]},
         **{"note": "nnz: trainable scalars", "initialisation_bytes": initialisation},
         **{"training_bytes": training, "final_bytes": final},
     }

@@ -213,8 +213,7 @@ def jobs(scope, sections=SECTIONS, threads=(1,), device="cpu"):
         for p in scope.densities:
             add("conv", ("conv",), LAYER_PASSES, plain, density=p, **fields)
     for model, batch in scope.networks:
-        if hasattr(dctps_ext.models, model):
-            add("networks", ("network",), ("inference", "step"), density=0.001, model=model, batch=batch)
+        add("networks", ("network",), ("inference", "step"), density=0.001, model=model, batch=batch)
     sizes, densities, batches = scope.auto
     for q in sizes:
         for p in densities:
