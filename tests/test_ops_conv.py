@@ -328,6 +328,26 @@ def test_the_dense_form_gives_the_same_results(name, channels_last):
             assert torch.allclose(fast, dense, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"]
+)
+@pytest.mark.parametrize("name", ["1x1", "3x3", "depthwise"])
+def test_the_dense_form_copies_no_image(name, memory_format):
+    """Filters whose strides look like the other format's made torch copy x and y from one into the other."""
+    channels, filters, kernel, keywords = GEOMETRIES[name]
+    groups = keywords.get("groups", 1)
+    support = random_support(filters, channels // groups * kernel[0] * kernel[1], 0.2)
+    x = torch.randn(2, channels, 24, 24).to(memory_format=memory_format)
+    values, alpha = torch.randn(support.nnz), torch.tensor(0.7)
+    with torch.profiler.profile(record_shapes=True) as record:
+        y = dctps_ext.dctps_conv2d(
+            x, values, support, alpha, None, kernel_size=kernel, algorithm="dense", **keywords
+        )
+    assert y.is_contiguous(memory_format=memory_format)
+    copied = [e.input_shapes[0] for e in record.events() if e.name == "aten::copy_"]
+    assert all(torch.Size(shape).numel() < 24 * 24 for shape in copied)
+
+
 def test_auto_never_takes_the_fast_form_where_it_is_known_to_lose():
     def is_dense(channels, filters, kernel, groups=1):
         n = kernel * kernel * channels // groups

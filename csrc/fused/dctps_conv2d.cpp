@@ -109,6 +109,9 @@ struct Convolution {
   // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back. In x's format, because
   // torch chooses the format of a convolution by its filters too.
   Tensor filters_of(const Tensor& matrix) const {
+    // Where both layouts are the same, contiguous() would leave strides that look like the other format's.
+    if (format == at::MemoryFormat::Contiguous && (taps.channels == 1 || n == taps.channels))
+      return matrix.view({m, taps.channels, geometry.kernel_height, geometry.kernel_width});
     const Tensor taps = matrix.view({m, geometry.kernel_height, geometry.kernel_width, -1});
     return taps.permute({0, 3, 1, 2}).contiguous(format);
   }
