@@ -184,8 +184,8 @@ def dctps_conv2d(
     expected = kernel_size[0] * kernel_size[1] * (batched.shape[1] // groups) if groups > 0 else None
     if expected is not None and n != expected:
         raise ValueError(
-            f"{op}: support: expected shape (out_channels, {expected}) for kernel_size {kernel_size}, "
-            f"{batched.shape[1]} input channels and groups={groups}, got {tuple(support.shape)}"
+            f"{op}: x, support: expected kh kw channels / groups = n, got an x of {batched.shape[1]} "
+            f"channels and a support of n = {n}, with kernel_size {kernel_size} and groups={groups}"
         )
     y = _ops.dctps_conv2d(
         batched,

@@ -29,7 +29,7 @@ def check_density(density) -> float:
     except (TypeError, ValueError):
         raise TypeError(f"density: expected a number in [0, 1], got {type(density).__name__}") from None
     if not 0 <= number <= 1:
-        raise ValueError(f"density: expected a number in [0, 1], got {density}")
+        raise ValueError(f"density: expected a number in [0, 1] (1% is 0.01), got {density}")
     return number
 
 

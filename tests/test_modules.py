@@ -287,7 +287,7 @@ SUPPORT = Support.random(7, 12, 5)
         (
             lambda: DCTpSLinear(12, 7, density=1.1),
             ValueError,
-            r"density: expected a number in \[0, 1\], got 1.1",
+            r"density: expected a number in \[0, 1\] .*, got 1.1",
         ),
         (lambda: DCTpSLinear(12, 7, nnz=85), ValueError, r"nnz: expected an integer in \[0, 84\], got 85"),
         (lambda: DCTpSLinear(12, 7, nnz=1.5), TypeError, "nnz: expected an integer, got float"),

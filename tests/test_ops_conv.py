@@ -280,10 +280,10 @@ def test_errors_name_the_argument_what_was_expected_and_what_came():
         ),
         (
             ValueError,
-            r"support: expected shape \(out_channels, 36\).*got \(6, 35\)",
+            r"x, support: expected kh kw .* = n, got an x of 4 channels and a support of n = 35",
             dict(support=random_support(6, 35, 0.1)),
         ),
-        (ValueError, r"support: expected shape \(out_channels, 16\)", dict(kernel_size=2)),
+        (ValueError, r"x, support: expected .* n = 36, with kernel_size \(2, 2\)", dict(kernel_size=2)),
         (ValueError, "stride: expected two integers of at least 1, got", dict(stride=0)),
         (ValueError, "padding: expected two integers of at least 0, got", dict(padding=-1)),
         (ValueError, "dilation: expected two integers of at least 1, got", dict(dilation=0)),
