@@ -3,7 +3,7 @@
 Metadata is in pyproject.toml. The list of sources is csrc/sources.txt, which CMakeLists.txt reads too. Torch
 must be installed first and must be the torch of run time, so builds are never isolated:
 
-    pip install --no-build-isolation .
+    pip install --no-build-isolation -e .
 
 Environment: DCTPS_FORCE_CUDA=1 or FORCE_CUDA=1 (a missing piece of the CUDA build is an error),
 DCTPS_FORCE_CPU=1 (no CUDA even where it could be built), TORCH_CUDA_ARCH_LIST, MAX_JOBS, CXX, CUDA_HOME.
@@ -33,7 +33,7 @@ from setuptools.command.build_ext import build_ext as plain_build_ext
 ROOT = Path(__file__).resolve().parent
 MODULE = "dctps_ext._C"
 KINDS = ("kernel", "core", "torch", "standalone", "cuda")
-INSTALL = f"{sys.executable} -m pip install --no-build-isolation ."
+INSTALL = f"{sys.executable} -m pip install --no-build-isolation -e ."
 
 COMMON_FLAGS = [
     "-O3",
@@ -249,7 +249,8 @@ def why_cpu_only(
     if missing and force_cuda:
         why = "; and ".join(missing)
         raise BuildError(
-            f"{force_cuda[0]}=1 asks for a CUDA build, but {why}. Without it a CPU build is made."
+            f"{force_cuda[0]}=1 asks for a CUDA build, but {why}. Install what is missing (docs/install.md "
+            f"names it), or unset {force_cuda[0]} for a CPU build."
         )
     return "; ".join(missing) or None
 

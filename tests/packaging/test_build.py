@@ -293,7 +293,7 @@ class TestWithoutTorch:
         done = run_python("setup.py", "-q", command, cwd=tree, path=[no_torch])
         assert done.returncode != 0
         assert "pip install torch" in done.stderr
-        assert "pip install --no-build-isolation ." in done.stderr
+        assert "pip install --no-build-isolation -e ." in done.stderr
         assert "Traceback" not in done.stderr
 
 
