@@ -281,8 +281,8 @@ class TestWithoutTorch:
             ".clang-format",
         }
         needed |= {"csrc/sources.txt", ".ci/run"}
-        for folder in ("csrc", "dctps_ext", "benchmarks", "tests", "tools"):
-            for pattern in ("*.cpp", "*.h", "*.cu", "*.cuh", "*.py"):
+        for folder in ("csrc", "dctps_ext", "benchmarks", "docs", "tests", "tools"):
+            for pattern in ("*.cpp", "*.h", "*.cu", "*.cuh", "*.py", "*.md"):
                 needed |= {str(path.relative_to(tree)) for path in (tree / folder).rglob(pattern)}
         needed.discard("dctps_ext/_build_info.py")
         assert needed - names == set()
