@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,28 +12,10 @@ from PIL import Image
 import dctps_ext
 from benchmarks import readme, results
 from tests import checks, test_ops_conv, test_ops_linear
+from tests.markdown import PAGES, ROOT, codes
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
-SHELL = "".join(text for language, text in BLOCKS if language == "bash")
-INLINE = re.findall(r"`([^`\n]+)`", PROSE)
-
-
-def section(title):
-    """The text below the heading `title`, up to the next heading of its level."""
-    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
-
-
-def cells(title):
-    """The cells of a section's table, row by row, without its heading."""
-    rows = [line.strip("| ").split(" | ") for line in section(title).splitlines() if line.startswith("|")]
-    return rows[2:]
-
-
-def codes(cell):
-    return re.findall(r"`([^`]+)`", cell)
+PAGE = PAGES[0]
+README, BLOCKS = PAGE.text, PAGE.blocks
 
 
 # ---- code
@@ -63,7 +44,8 @@ def test_every_printed_output_follows_its_code():
 def test_the_first_screen_is_claim_commands_figure_table_quickstart():
     assert [language for language, _ in BLOCKS[:2]] == ["bash", "python"]
     assert len(BLOCKS[0][1].splitlines()) == 3 and len(BLOCKS[1][1].splitlines()) <= 10
-    assert "make demo" in SHELL and "make test" in SHELL and "pip install --no-build-isolation" in SHELL
+    for command in ("make demo", "make test", "pip install --no-build-isolation"):
+        assert command in BLOCKS[0][1]
     assert README.index(BLOCKS[2][1]) < README.index("\n## ")
     figure, table, code = (README.index(text) for text in ("\n![", "<!-- measured -->", BLOCKS[1][1]))
     assert README.index(BLOCKS[0][1]) < figure < table < code
@@ -73,22 +55,14 @@ def test_the_first_screen_is_claim_commands_figure_table_quickstart():
 
 
 def test_every_path_in_the_map_exists():
-    paths = [path for first, _ in cells("Where things are") for path in codes(first)]
+    paths = [path for first, _ in PAGE.cells("Where things are") for path in codes(first)]
     assert len(paths) > 25
     for path in paths:
         assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
 
 
-def test_every_other_source_file_that_is_named_exists():
-    suffixes = r"(py|toml|txt|cpp|h|cu|cuh)"
-    named = [code for code in INLINE if re.fullmatch(rf"[\w./]+/[\w./]+\.{suffixes}", code)]
-    assert named
-    for path in named:
-        assert (ROOT / path).is_file(), path
-
-
 def test_the_map_misses_no_source_file():
-    paths = {path for first, _ in cells("Where things are") for path in codes(first)}
+    paths = {path for first, _ in PAGE.cells("Where things are") for path in codes(first)}
     places = (("dctps_ext", "**/*.py"), ("benchmarks", "*.py"), ("tools", "*.py"), ("csrc", "**/*.c*"))
     sources = [path for folder, glob in places for path in (ROOT / folder).glob(glob)]
     for source in sources:
@@ -98,51 +72,9 @@ def test_the_map_misses_no_source_file():
             assert path.as_posix() in paths or above & paths, path
 
 
-def test_every_make_target_that_is_named_exists():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    commands = [code for code in INLINE if code.startswith("make ")] + SHELL.splitlines()
-    targets = {match[1] for command in commands if (match := re.match(r"make ([a-z-]+)", command))}
-    assert {"demo", "test", "build", "lint", "format", "help"} <= targets
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.M), target
-
-
-def reads(name):
-    """Whether something in the repository reads the variable: a mention in a comment does not count."""
-    q = r"[\"']"  # setup.py, the package: a string of its own
-    patterns = {
-        "Makefile": rf"\$\({name}\)|\$\${name}\b",
-        "setup.py": f"{q}{name}{q}",
-        "dctps_ext/**/*.py": rf"environ\b.*{q}{name}{q}",
-        "csrc/**/*.cpp": rf'getenv\("{name}"\)',
-    }
-    return {
-        glob
-        for glob, pattern in patterns.items()
-        for path in ROOT.glob(glob)
-        if re.search(pattern, path.read_text(encoding="utf-8"))
-    }
-
-
-def test_every_environment_variable_that_is_named_is_read():
-    rows = [row for row in cells("Install") if codes(row[0])]
-    building = {name for first, when, _ in rows if when == "building" for name in codes(first)}
-    running = {name for first, when, _ in rows if when == "running" for name in codes(first)}
-    assert "DCTPS_FORCE_CPU" in building and running == {"DCTPS_ISA"}
-    torchs = Path(torch.utils.__file__).with_name("cpp_extension.py").read_text(encoding="utf-8")
-    for name in building:  # setup.py leaves some of them to torch's half of the build
-        assert "setup.py" in reads(name) or re.search(rf"environ\.get\('{name}'", torchs), name
-    for name in running:
-        assert reads(name) & {"csrc/**/*.cpp", "dctps_ext/**/*.py"}, name
-    assigned = set(re.findall(r"\b([A-Z][A-Z_]+)=", SHELL + " ".join(INLINE)))
-    assert assigned
-    for name in assigned:
-        assert reads(name), name
-
-
 def test_every_public_name_that_is_named_exists():
     named = set(re.findall(r"dctps_ext\.(\w+)", "".join(text for lang, text in BLOCKS if lang == "python")))
-    named |= {code for code in INLINE if code in ("convert_", "allocate", "to_dense")}
+    named |= {code for code in PAGE.inline if code in ("convert_", "allocate", "to_dense")}
     assert {"convert_", "dctps_linear", "Support"} <= named - {"_load"} <= set(dctps_ext.__all__)
 
 
@@ -150,7 +82,7 @@ def test_every_public_name_that_is_named_exists():
 
 
 def test_every_promise_names_a_test_that_exists():
-    rows = cells("What is exact")
+    rows = PAGE.cells("What is exact")
     unchecked = [row[0] for row in rows if len(row) < 2 or not (codes(row[1]) or row[1] == "same")]
     assert len(rows) > 15 and len(unchecked) == 1 and "*not* promised" in unchecked[0]
     for test in (test for row in rows for cell in row[1:] for test in codes(cell)):
@@ -160,9 +92,9 @@ def test_every_promise_names_a_test_that_exists():
 
 def test_the_dtypes_and_accuracies_are_those_of_the_tests():
     for dtype in checks.DTYPES:
-        assert str(dtype).removeprefix("torch.") in section("Limits")
+        assert str(dtype).removeprefix("torch.") in PAGE.section("Limits")
     bounds = (ROOT / "tests" / "checks.py").read_text(encoding="utf-8")
-    assert all(bound in bounds and bound in section("What is exact") for bound in ("1e-12", "2e-6"))
+    assert all(bound in bounds and bound in PAGE.section("What is exact") for bound in ("1e-12", "2e-6"))
     assert max(test_ops_linear.SIZES) == 4608 and min(test_ops_linear.SIZES) == 1
     kernels = {kernel for _, _, kernel, _ in test_ops_conv.GEOMETRIES.values()}
     assert {(1, 1), (11, 9)} <= kernels
@@ -197,34 +129,3 @@ def test_figure_and_table_are_those_of_the_committed_result():
         assert picture.text["Source"] == f"{readme.RESULT.name} sha256 {readme.digest(readme.RESULT)}"
     record = result["environment"]
     assert record["device"] and record["versions"]["torch"] and record["commit"] and record["command"]
-
-
-# ---- troubleshooting
-
-
-def provoked():
-    """Messages that are put together at run time, so that no source file has them whole."""
-    layer = dctps_ext.DCTpSLinear(8, 8, density=0.5)
-    for call, wrong in (
-        (layer, torch.randn(2, 8).double()),
-        (dctps_ext.dct, torch.eye(4).to_sparse()),  # as a CUDA tensor: a backend without kernels
-    ):
-        with pytest.raises((TypeError, NotImplementedError)) as caught:
-            call(wrong)
-        yield str(caught.value)
-    model = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4)))
-    with pytest.raises(ValueError) as caught:
-        dctps_ext.convert_(model)
-    yield f"ValueError: {caught.value}"
-
-
-def test_every_message_of_the_troubleshooting_table_exists():
-    folders = ("setup.py", "Makefile", "tools/*.py", "dctps_ext/**/*.py", "csrc/**/*.cpp")
-    files = [path for glob in folders for path in ROOT.glob(glob)]
-    known = [path.read_text(encoding="utf-8") for path in files] + list(provoked())
-    rows = cells("Troubleshooting")
-    assert len(rows) > 10
-    for first, _ in rows:
-        for message in codes(first):
-            text = message.replace("'CUDA'", "'SparseCPU'")
-            assert any(text in source for source in known), message
