@@ -1,4 +1,4 @@
-"""Draws the figures of docs/mathematics.md: `python docs/draw_figures.py` writes docs/figures/*.png."""
+"""Draws the figures of the pages: `python docs/draw_figures.py` writes docs/figures/*.png."""
 
 from pathlib import Path
 
@@ -108,6 +108,82 @@ def draw_rank():
     save(figure, "rank")
 
 
+def square(axis, x, y, colour, **keywords):
+    axis.add_patch(plt.Rectangle((x, y), 0.9, 0.9, color=colour, **keywords))
+
+
+def draw_conv_line(height=3, width=4):
+    """Two images as one line of cells, 3x3 taps, padding 1; TapSpace's pitch is width + 1, height + 1."""
+    pitch, padding = width + 1, "#cccccc"
+    cells = 2 * (height + 1) * pitch
+    holds_pixel = [i % pitch > 0 and i // pitch % (height + 1) > 0 for i in range(cells)]
+    first, count = 6, 12  # of the tile: outputs are numbered by the first cell that they see
+    taps = [a * pitch + b for a in range(3) for b in range(3)]
+    reach = taps[-1]
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, 4.4), height_ratios=(3, 2))
+    for i in range(cells):
+        x, y = i % pitch + (pitch + 3) * (i // (pitch * (height + 1))), -(i // pitch % (height + 1))
+        square(top, x, y, BLUE if holds_pixel[i] else padding)
+        top.text(x + 0.45, y + 0.45, i, ha="center", va="center", color="w" if holds_pixel[i] else "k")
+        square(bottom, i, 0, BLUE if holds_pixel[i] else padding)
+        if i - first in taps:
+            for axis, at in ((top, (x, y)), (bottom, (i, 0))):
+                axis.add_patch(plt.Rectangle(at, 0.9, 0.9, fill=False, edgecolor=ORANGE, linewidth=3))
+    for x, text in ((0, "image 0"), (pitch + 3, "image 1")):
+        top.text(x, 1.2, f"{text}: {height} x {width} pixels in {height + 1} x {pitch} cells")
+    top.text(
+        2 * pitch + 4,
+        -1,
+        "blue: pixels\ngrey: padding, shared by a row and the next,\nby an image and the next\n"
+        f"orange: what output {first} sees, the cells\n"
+        f"{first} + ({', '.join(map(str, taps))})\n"
+        f"the same shifts for every output,\nso every tap is a plain vector operation",
+        va="center",
+    )
+    for y, cell, length, colour, text in (
+        (-0.7, first, count, GREEN, f"the tile: {count} cells of y"),
+        (-1.7, first, count + reach, RED, f"of x: {reach} cells more, the reach (2 rows and 2 columns)"),
+    ):
+        bottom.plot([cell, cell + length - 0.1], [y, y], color=colour, linewidth=5, solid_capstyle="butt")
+        bottom.text(cell, y - 0.2, text, ha="left", va="top")
+    bottom.text(0, 1.2, "the line: one cell behind the other")
+    top.set(xlim=(-0.2, 26), ylim=(-height - 0.2, 2), aspect="equal", anchor="W")
+    bottom.set(xlim=(-0.2, cells + 0.2), ylim=(-3, 2), aspect="equal", anchor="W")
+    top.axis("off")
+    bottom.axis("off")
+    save(figure, "conv_line")
+
+
+def draw_conv_tile():
+    """The buffers of ForwardTile for 64 filters of 3x3 on 64 channels, rows of cells to scale."""
+    figure, axis = plt.subplots(figsize=(12, 4.6))
+    stages = (  # name, rows, width in cells, colour, what it holds, the step to the next
+        ("x", 64, 1.14, BLUE, "64 channels", "1 reduce\n2 x 9 sums\nof 32 folded\nchannels"),
+        ("inner", 18, 1.14, ORANGE, "9 + 9", "2 expand\n8 filters,\nre and im"),
+        ("z", 16, 1.14, GREEN, "8 x 2", "3 across\nkw taps\nof a row"),
+        ("h", 2, 1.13, RED, "2", "4 down\nkh taps, alpha,\nbias; 5 sparse:\ny += S x"),
+        ("y", 16, 1.0, BLUE, "16 filters", ""),
+    )
+    left = 0.0
+    for name, rows, width, colour, holds, step in stages:
+        bar = 1.5 * width
+        axis.add_patch(plt.Rectangle((left, -rows / 2), bar, rows, color=colour, alpha=0.85))
+        axis.text(left + bar / 2, 34, name, ha="center", va="bottom", fontweight="bold", fontsize=12)
+        axis.text(left + bar / 2, -35, f"{holds}\nx {width:.2f} cells", ha="center", va="top")
+        if step:
+            axis.annotate("", (left + bar + 1.45, 0), (left + bar + 0.08, 0), arrowprops={"arrowstyle": "->"})
+            axis.text(left + bar + 0.76, 2, step, ha="center", va="bottom", fontsize=9)
+        left += bar + 1.55
+    inner, y = (axis.patches[i].get_x() + axis.patches[i].get_width() / 2 for i in (1, 4))
+    axis.plot([y, y, inner], [-46, -52, -52], color="#555555", linestyle="--")
+    axis.annotate("", (inner, -46), (inner, -52.5), arrowprops={"arrowstyle": "->", "color": "#555555"})
+    text = "2 to 4 for 8 filters at a time, 5 and the store for 16"
+    axis.text((inner + y) / 2, -53, text, ha="center", va="top", color="#555555")
+    axis.set(xlim=(-0.1, left - 1.3), ylim=(-60, 42))
+    axis.axis("off")
+    save(figure, "conv_tile")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     FOLDER.mkdir(exist_ok=True)
@@ -115,3 +191,5 @@ if __name__ == "__main__":
     draw_makhoul()
     draw_taps()
     draw_rank()
+    draw_conv_line()
+    draw_conv_tile()

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "fused/dctps_conv2d.h"
 #include "patch/tap_plan.h"
+#include "plan/plan.h"
 #include "plan/plan_cache.h"
 
 namespace {
@@ -185,6 +186,25 @@ void test_thin_factors(const TapShape& shape, bool expects_thin) {
   }
 }
 
+// The table of docs/kernels-cpu-conv.md: 3x3 kernels with as many filters as channels.
+void test_counts_of_the_notes() {
+  struct Row {
+    int64_t channels, even, odd, even_f64, odd_f64, products, kilobytes;
+  };
+  for (const Row& row : {Row{64, 9, 9, 13, 13, 2496, 10}, Row{128, 14, 13, 18, 18, 6720, 27},
+                         Row{256, 22, 21, 27, 27, 19584, 79}, Row{512, 37, 37, 44, 43, 62976, 252}}) {
+    const TapShape shape{3, 3, row.channels, row.channels, 1};
+    const auto plan = get_tap_plan<float>(shape);
+    const auto& [even, odd] = plan->parts[0];
+    CHECK(even.rank == row.even && odd.rank == row.odd);
+    CHECK(plan->cost == double(row.products));
+    CHECK((plan->bytes() + 500) / 1000 == row.kilobytes);
+    const auto& [even_f64, odd_f64] = get_tap_plan<double>(shape)->parts[0];
+    CHECK(even_f64.rank == row.even_f64 && odd_f64.rank == row.odd_f64);
+  }
+  CHECK(get_plan<float>(9 * 64)->cost == 14844 && get_plan<float>(9 * 256)->cost == 70860);
+}
+
 }  // namespace
 
 int main() {
@@ -210,5 +230,6 @@ int main() {
   CHECK(cached_plan_bytes() > before);
   test_thin_factors<double>({3, 3, 96, 96, 1}, true);
   test_thin_factors<float>({1, 1, 32, 32, 1}, false);
+  test_counts_of_the_notes();
   return check::failures != 0;
 }
