@@ -42,7 +42,8 @@ def test_links_and_files_that_are_named_exist(page):
             assert file.exists(), target
             if heading:
                 headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
-                assert heading in [title.lower().replace(" ", "-") for title in headings], heading
+                anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+                assert heading in anchors, heading
     for path in page.inline:
         if re.fullmatch(r"(csrc|dctps_ext|tests|benchmarks|docs|tools)/[\w./]*", path):
             assert (ROOT / path).exists(), path
@@ -89,6 +90,18 @@ def test_every_environment_variable_that_is_listed_is_read():
 def test_every_variable_that_a_command_sets_is_read(page):
     for name in re.findall(r"\b([A-Z][A-Z_]+)=", page.shell + " ".join(page.inline)):
         assert reads(name), name
+
+
+# ---- figures
+
+
+def test_the_constants_of_autos_rule_are_those_of_the_source():
+    source = (ROOT / "csrc" / "fused" / "dense_form.cpp").read_text(encoding="utf-8")
+    costs = re.search(r"^struct Costs \{$(.*?)^\};", source, re.M | re.S)[1]
+    constants = {float(value) for value in re.findall(r"\w+ = ([\d.]+)", costs)} | {16.0}  # rows of a tile
+    rule = re.search(r"^    linear\n(?:    .*\n|\n)+", Page("docs/performance.md").text, re.M)[0]
+    others = {1.0, 2.0, 3.0}  # an entry's nanosecond, products and nonzeros of the backward pass
+    assert constants - others == {float(value) for value in re.findall(r"\d+(?:\.\d+)?", rule)} - others
 
 
 # ---- errors
