@@ -80,12 +80,11 @@ def _(x, values, index, alpha, bias, out_channels, kernel_size, stride, padding,
 
 def _fake_gradients(dy, dx, values, alpha, m, output_mask):
     _check_devices(dy, dx, values, alpha)
-    nothing = dy.new_empty((0,))
     return (
-        dx if output_mask[0] else nothing,
-        torch.empty_like(values) if output_mask[1] else dy.new_empty((0,)),
-        dy.new_empty(()) if output_mask[2] and alpha is not None else dy.new_empty((0,)),
-        dy.new_empty((m,)) if output_mask[3] else dy.new_empty((0,)),
+        dx if output_mask[0] else dy.new_empty(0),
+        torch.empty_like(values) if output_mask[1] else dy.new_empty(0),
+        dy.new_empty(() if output_mask[2] and alpha is not None else 0),
+        dy.new_empty(m if output_mask[3] else 0),
     )
 
 
