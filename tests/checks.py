@@ -44,10 +44,10 @@ def why_no_cuda() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no GPU"
 
 
-def import_tool(name: str):
-    """A file of tools/, which is no package, as a module."""
-    path = Path(__file__).resolve().parents[1] / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"dctps_tools_{name}", path)
+def import_file(name: str):
+    """A file of the repository that belongs to no package, as a module; its main() does not run."""
+    path = Path(__file__).resolve().parents[1] / name
+    spec = importlib.util.spec_from_file_location(f"dctps_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -1,6 +1,5 @@
 """README and docs/ keep their word: code runs, links lead somewhere, names are there, errors are real."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -8,18 +7,12 @@ import pytest
 import torch
 
 import dctps_ext
+from tests.checks import import_file
 from tests.markdown import PAGES, ROOT, Page, codes
 
 DOCS = ROOT / "docs"
 INSTALL = Page("docs/install.md")
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.path.stem)
@@ -142,7 +135,7 @@ def test_every_error_that_is_listed_exists():
 
 
 def test_the_api_page_is_that_of_the_docstrings():
-    writer = load("write_api")
+    writer = import_file("docs/write_api.py")
     assert writer.PAGE.read_text(encoding="utf-8") == writer.page(), "run python docs/write_api.py"
 
 

@@ -1,6 +1,5 @@
 """How the package is built and loaded: CPU or CUDA, one list of sources, the sdist, the check at import."""
 
-import importlib.util
 import os
 import platform
 import re
@@ -12,19 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.checks import import_file
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def import_setup():
-    """setup.py as a module; its main() does not run."""
-    spec = importlib.util.spec_from_file_location("dctps_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-build = import_setup()
+build = import_file("setup.py")
 
 
 def why_cpu_only(env=(), **changes):

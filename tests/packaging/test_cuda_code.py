@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.checks import import_tool
+from tests.checks import import_file
 
-tool = import_tool("cuda_code")
+tool = import_file("tools/cuda_code.py")
 
 # Of nvcc 13.0, in its order; `helper` was not inlined.
 PTXAS = """\
@@ -185,7 +185,7 @@ def test_planted_spills_and_local_arrays_are_caught(compiled, capsys):
 def test_planted_narrow_accesses_are_caught(compiled, capsys, monkeypatch):
     log, module = compiled
     # Triton carries one: here, or where `make cuda-link` builds.
-    shared = import_tool("cuda_link").CACHE.glob("cuda-venv/lib/python*/site-packages")
+    shared = import_file("tools/cuda_link.py").CACHE.glob("cuda-venv/lib/python*/site-packages")
     packages = [Path(sysconfig.get_path("purelib")), *shared]
     if tool.find_cuobjdump(tuple(packages)) is None:
         pytest.skip("cuobjdump is not installed")

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from tests.checks import import_tool
+from tests.checks import import_file
 
-check = import_tool("gpu_check")
-link = import_tool("cuda_link")
+check = import_file("tools/gpu_check.py")
+link = import_file("tools/cuda_link.py")
 
 
 def python(code):
