@@ -26,8 +26,8 @@ struct LayerWork {
 // materialised W.
 enum class Form { rows, taps, dense };
 
-// What algorithm="auto", "fast" or "dense" means for that work on x's device; for a convolution also "patches" and "taps", the two
-// forms that "fast" chooses from. Any other word is an error. "auto" is "fast" under
+// What algorithm="auto", "fast" or "dense" means for that work on x's device; for a convolution also "patches" and
+// "taps", the two forms that "fast" chooses from. Any other word is an error. "auto" is "fast" under
 // torch.use_deterministic_algorithms, because torch's products do not promise bits across batches and threads.
 Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& work, const Tensor& x);
 
