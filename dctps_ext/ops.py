@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import fake as _fake  # noqa: F401  registers fake kernels
+from . import autograd as _autograd  # noqa: F401  registers fake kernels
 from .support import Support
 
 __all__ = ["dct", "dctps_conv2d", "dctps_linear", "idct", "sparse_linear"]
