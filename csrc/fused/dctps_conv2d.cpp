@@ -11,6 +11,14 @@
 #include "fused/dense_form.h"
 #include "fused/linear_rows.h"
 
+#ifdef DCTPS_WITH_CUDA
+#include "fused/cuda_context.h"
+#include "patch/device_taps.h"
+#ifdef DCTPS_EMULATED
+#include "conv_memory.h"
+#endif
+#endif
+
 namespace dctps {
 namespace {
 
@@ -25,10 +33,17 @@ Images images_of(const Tensor& tensor) {
           .channel_stride = tensor.stride(1)};
 }
 
+// The format in which pixels are the rows of a linear layer: on a GPU rows are contiguous.
+at::MemoryFormat pixel_format(const Tensor& like, at::MemoryFormat format) {
+  return takes_cuda_kernels(like.device()) ? at::MemoryFormat::ChannelsLast : format;
+}
+
 // The pixels of a batch in one of torch's two formats as rows of channels.
 Rows pixels_of(const Tensor& tensor) {
   const int64_t pixels = tensor.size(2) * tensor.size(3);
-  return {.data = tensor.numel() ? const_cast<void*>(tensor.const_data_ptr()) : nullptr,
+  void* const data = tensor.numel() ? const_cast<void*>(tensor.const_data_ptr()) : nullptr;
+  if (takes_cuda_kernels(tensor.device())) return {.data = data, .row_stride = tensor.size(1)};
+  return {.data = data,
           .row_stride = tensor.is_contiguous() ? 1 : tensor.size(1),
           .stride = tensor.is_contiguous() ? pixels : 1,
           .block = pixels,
@@ -118,12 +133,69 @@ struct Convolution {
   Tensor matrix_of(const Tensor& filters) const { return filters.permute({0, 2, 3, 1}).reshape({m, n}); }
 };
 
+#ifdef DCTPS_WITH_CUDA
+// Calls launch(args, context) on like's device, with scratch_bytes(taps, limits) bytes of scratch.
+template <class Args, class ScratchBytes, class Launch>
+void on_gpu(const char* op, const Tensor& like, const Args& args, const TapShape& shape, bool transforms,
+            const ScratchBytes& scratch_bytes, const Launch& launch) {
+  const CudaScope scope(op, like);
+  const auto taps = transforms ? get_device_taps(shape, args.dtype, like) : nullptr;
+  const Tensor scratch =
+      at::empty({scratch_bytes(taps.get(), scope.limits())},
+                like.options().dtype(at::kByte).memory_format(at::MemoryFormat::Contiguous));
+#ifdef DCTPS_EMULATED
+  emulator::Memory memory;
+  emulator::tell(memory, args);
+  scratch.fill_(0xff);  // NaN, so that reading what was never written shows
+  memory.add("scratch", scratch.const_data_ptr(), scratch.numel(), emulator::Memory::Access::read_write);
+#endif
+  launch(args, CudaContext{.stream = scope.stream(),
+                           .limits = scope.limits(),
+                           .plan = nullptr,
+                           .taps = taps.get(),
+                           .scratch = scratch.mutable_data_ptr()});
+}
+#endif
+
+// A GPU has one kernel for convolutions, by taps, beside that for linear layers.
+void run_forward(const char* op, const Tensor& like, const Convolution& conv, Form form,
+                 const Conv2dForwardArgs& args) {
+  if (!args.batch) return;
+#ifdef DCTPS_WITH_CUDA
+  if (takes_cuda_kernels(like.device())) {
+    return on_gpu(
+        op, like, args, conv.taps, args.alpha, [](auto...) { return int64_t(0); }, conv2d_forward_cuda);
+  }
+#endif
+  static_cast<void>(op), static_cast<void>(like), static_cast<void>(conv);
+  form == Form::taps ? conv2d_taps_forward_cpu(args) : conv2d_forward_cpu(args);
+}
+
+void run_backward(const char* op, const Tensor& dy, const Convolution& conv, Form form,
+                  const ParameterGradients& gradients, const SparseOperand& s, Conv2dBackwardArgs args) {
+  if (!args.batch) return;
+#ifdef DCTPS_WITH_CUDA
+  if (takes_cuda_kernels(dy.device())) {
+    if (Tensor dbias = gradients.dbias; dbias.defined()) {
+      at::sum_out(dbias, dy, {0, 2, 3}, /*keepdim=*/false, dbias.scalar_type());
+    }
+    return on_gpu(
+        op, dy, args, conv.taps, args.alpha && (args.dx.data || args.sums.dalpha),
+        [&](auto... rest) { return conv2d_backward_cuda_scratch(args, rest...); }, conv2d_backward_cuda);
+  }
+#endif
+  static_cast<void>(op), static_cast<void>(dy), static_cast<void>(conv), static_cast<void>(gradients);
+  const Tensor scratch = at::empty({s.matrix.nnz}, s.values.options());
+  args.sums.scratch = scratch.mutable_data_ptr();
+  form == Form::taps ? conv2d_taps_backward_cpu(args) : conv2d_backward_cpu(args);
+}
+
 }  // namespace
 
-Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& index,
-                        const OptionalTensor& alpha, const OptionalTensor& bias, int64_t out_channels,
-                        at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                        at::IntArrayRef dilation, int64_t groups, c10::string_view algorithm) {
+Tensor dctps_conv2d(const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
+                    const OptionalTensor& bias, int64_t out_channels, at::IntArrayRef kernel_size,
+                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                    c10::string_view algorithm) {
   const char* op = "dctps_conv2d";
   const DType dtype = check_dtype(op, "x", x);
   const Convolution conv(op, x, out_channels, kernel_size, stride, padding, dilation, groups);
@@ -136,11 +208,13 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
     const Tensor filters = conv.filters_of(dense_weight(s, alpha_operand, x));
     return at::conv2d(x, filters, bias, stride, padding, dilation, groups).contiguous(conv.format);
   }
+  const bool is_linear = form == Form::rows && conv.is_linear();
+  const auto format = is_linear ? pixel_format(x, conv.format) : conv.format;
   const Tensor y =
-      at::empty({x.size(0), conv.m, conv.out_height, conv.out_width}, x.options().memory_format(conv.format));
+      at::empty({x.size(0), conv.m, conv.out_height, conv.out_width}, x.options().memory_format(format));
   hint_huge_pages(y);
-  if (form == Form::rows && conv.is_linear()) {
-    const Tensor pixels = x.contiguous(conv.format);
+  if (is_linear) {
+    const Tensor pixels = x.contiguous(format);
     linear_forward(op, x,
                    {.dtype = dtype,
                     .rows = x.size(0) * conv.out_height * conv.out_width,
@@ -152,7 +226,7 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
                     .alpha = alpha_operand.data(),
                     .s = s.matrix,
                     .bias = bias_operand.data()});
-    return y;
+    return y.contiguous(conv.format);
   }
   const Conv2dForwardArgs args{.dtype = dtype,
                                .batch = x.size(0),
@@ -162,11 +236,11 @@ Tensor dctps_conv2d_cpu(const Tensor& x, const Tensor& values, const Tensor& ind
                                .alpha = alpha_operand.data(),
                                .s = s.matrix,
                                .bias = bias_operand.data()};
-  form == Form::taps ? conv2d_taps_forward_cpu(args) : conv2d_forward_cpu(args);
+  run_forward(op, x, conv, form, args);
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward(
     const Tensor& dy, const Tensor& x, const Tensor& values, const Tensor& index, const OptionalTensor& alpha,
     int64_t out_channels, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t groups, c10::string_view algorithm, std::array<bool, 4> output_mask) {
@@ -193,13 +267,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
     return {wants_dx ? dx.contiguous(conv.format) : nothing, dvalues, dalpha,
             output_mask[3] ? dbias : nothing};
   }
+  const bool is_linear = form == Form::rows && conv.is_linear();
+  const auto format = is_linear ? pixel_format(x, conv.format) : conv.format;
   const Tensor dx =
-      wants_dx ? at::empty(x.sizes(), x.options().memory_format(conv.format)) : at::empty({0}, x.options());
+      wants_dx ? at::empty(x.sizes(), x.options().memory_format(format)) : at::empty({0}, x.options());
   hint_huge_pages(dx);
   if (conv.seen_pixels() < conv.geometry.stride_y * conv.geometry.stride_x) dx.zero_();
   const ParameterGradients gradients(output_mask, s, alpha_operand.given(), dy);
-  if (form == Form::rows && conv.is_linear()) {
-    const Tensor pixels = x.contiguous(conv.format), dy_pixels = dy.contiguous(conv.format);
+  if (is_linear) {
+    const Tensor pixels = x.contiguous(format), dy_pixels = dy.contiguous(format);
     linear_backward(op, x,
                     {.dtype = dtype,
                      .rows = x.size(0) * conv.out_height * conv.out_width,
@@ -212,11 +288,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
                      .alpha = alpha_operand.data(),
                      .s = s.matrix,
                      .sums = gradients.sums()});
-    return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
+    return std::tuple_cat(std::make_tuple(wants_dx ? dx.contiguous(conv.format) : dx),
+                          gradients.finished(dy));
   }
-  const Tensor scratch = at::empty({s.matrix.nnz}, s.values.options());
-  ParameterSums sums = gradients.sums();
-  sums.scratch = scratch.mutable_data_ptr();
   const Conv2dBackwardArgs args{.dtype = dtype,
                                 .batch = x.size(0),
                                 .geometry = conv.geometry,
@@ -225,14 +299,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward_cpu(
                                 .dx = wants_dx ? images_of(dx) : Images{},
                                 .alpha = alpha_operand.data(),
                                 .s = s.matrix,
-                                .sums = sums};
-  form == Form::taps ? conv2d_taps_backward_cpu(args) : conv2d_backward_cpu(args);
+                                .sums = gradients.sums()};
+  run_backward(op, dy, conv, form, gradients, s, args);
   return std::tuple_cat(std::make_tuple(dx), gradients.finished(dy));
 }
 
-TORCH_LIBRARY_IMPL(dctps_ext, CPU, library) {
-  library.impl("dctps_conv2d", &dctps_conv2d_cpu);
-  library.impl("dctps_conv2d_backward", &dctps_conv2d_backward_cpu);
+DCTPS_REGISTER(library) {
+  library.impl("dctps_conv2d", &dctps_conv2d);
+  library.impl("dctps_conv2d_backward", &dctps_conv2d_backward);
 }
 
 }  // namespace dctps

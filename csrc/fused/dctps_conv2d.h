@@ -48,4 +48,14 @@ DCTPS_CPU_KERNEL(conv2d_backward_cpu, Conv2dBackwardArgs)
 DCTPS_CPU_KERNEL(conv2d_taps_forward_cpu, Conv2dForwardArgs)
 DCTPS_CPU_KERNEL(conv2d_taps_backward_cpu, Conv2dBackwardArgs)
 
+// The same on a GPU, in the tap form; every pointer is to its memory. Bytes of CudaContext::scratch first. The sums over
+// the batch leave dbias out: no product of this kernel needs dy's sums.
+struct CudaContext;
+struct DeviceTapPlan;
+struct DeviceLimits;
+void conv2d_forward_cuda(const Conv2dForwardArgs& args, const CudaContext& context);
+int64_t conv2d_backward_cuda_scratch(const Conv2dBackwardArgs& args, const DeviceTapPlan* taps,
+                                     const DeviceLimits& limits);
+void conv2d_backward_cuda(const Conv2dBackwardArgs& args, const CudaContext& context);
+
 }  // namespace dctps

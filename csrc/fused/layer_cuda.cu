@@ -16,8 +16,6 @@ constexpr int64_t align(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 // large GPU's L2 holds.
 constexpr int64_t kSlabBytes = int64_t(32) << 20;
 
-constexpr int kAddUpWarps = 16, kGatherThreads = 256;
-
 int64_t element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
 
@@ -259,8 +257,7 @@ void launch_gather(const SparseMatrix& s, const BackwardScratch& scratch, const 
   if (!s.values || !s.nnz) return;
   const GatherArgs<A> call{s.nnz, s.perm, static_cast<const A*>(s.values),
                            reinterpret_cast<A*>(static_cast<char*>(context.scratch) + scratch.values)};
-  launch(gather_values_kernel<A>, "gather_values", {ceil_div(s.nnz, kGatherThreads), kGatherThreads},
-         context.stream, call);
+  launch_gather_values(call, context.stream);
 }
 
 template <class A>
@@ -278,10 +275,7 @@ void launch_add_up(const LinearBackwardArgs& args, const BackwardScratch& scratc
                           .dalpha_parts = scratch.cut.chunks * scratch.cut.sections,
                           .parts = reinterpret_cast<const double*>(memory + scratch.dalpha),
                           .dalpha = args.sums.dalpha};
-  launch(
-      add_up_kernel<A>, "add_up",
-      {ceil_div(args.s.nnz + args.m, kWarp) + 1, kAddUpWarps * kWarp, kAddUpWarps * kWarp * int(sizeof(A))},
-      context.stream, call);
+  launch_add_up(call, context.stream);
 }
 
 // Rows first .. first + rows - 1 of a matrix.

@@ -22,17 +22,22 @@ struct OnDevice {
 
 }  // namespace
 
+at::Tensor upload_table(const std::vector<char>& bytes, const at::Tensor& like) {
+  const at::Tensor host = at::empty({int64_t(bytes.size())}, at::kByte);
+  std::memcpy(host.mutable_data_ptr(), bytes.data(), bytes.size());
+  const at::Tensor table = host.to(like.device());
+#ifdef DCTPS_EMULATED
+  emulator::add_table(table.const_data_ptr(), table.numel());
+#endif
+  return table;
+}
+
 std::shared_ptr<const DevicePlan> get_device_plan(int64_t q, DType dtype, const at::Tensor& like) {
   static PlanCache<std::tuple<int64_t, bool, c10::DeviceType, c10::DeviceIndex>, OnDevice> cache;
   const bool is_double = dtype == DType::f64;
   const auto made = cache.get({q, is_double, like.device().type(), like.device().index()}, [&] {
     const HostTables host = make_device_tables(q, is_double);
-    const at::Tensor bytes = at::empty({int64_t(host.bytes.size())}, at::kByte);
-    std::memcpy(bytes.mutable_data_ptr(), host.bytes.data(), host.bytes.size());
-    const at::Tensor tables = bytes.to(like.device());
-#ifdef DCTPS_EMULATED
-    emulator::add_table(tables.const_data_ptr(), tables.numel());
-#endif
+    const at::Tensor tables = upload_table(host.bytes, like);
     return std::make_shared<const OnDevice>(OnDevice{tables, relocated(host.plan, tables.const_data_ptr())});
   });
   return {made, &made->plan};

@@ -98,6 +98,9 @@ struct HostTables {
 HostTables make_device_tables(int64_t q, bool is_double);
 DevicePlan relocated(DevicePlan plan, const void* tables);
 
+// Tables in memory of like's device, for good.
+at::Tensor upload_table(const std::vector<char>& bytes, const at::Tensor& like);
+
 // The plan for q on like's device, with tables for the accumulator of `dtype`; cached for the life of the process.
 std::shared_ptr<const DevicePlan> get_device_plan(int64_t q, DType dtype, const at::Tensor& like);
 

@@ -12,6 +12,7 @@
 
 #include <type_traits>
 
+#include "common/launch.cuh"
 #include "common/vec.cuh"
 #include "fused/dctps_linear.h"
 #include "fused/row_tile.cuh"
@@ -361,6 +362,21 @@ __global__ void add_up_kernel(AddUpArgs<A> args) {
   if (warp > 0 || !wanted) return;
   for (int w = 1; w < warps; ++w) sum += A(shares[w * kWarp + lane]);
   store(t < args.entries ? args.dvalues + load(args.perm + t) : args.dbias + (t - args.entries), sum);
+}
+
+template <class A>
+void launch_gather_values(const GatherArgs<A>& args, void* stream) {
+  constexpr int kThreads = 256;
+  launch(gather_values_kernel<A>, "gather_values", {(args.count + kThreads - 1) / kThreads, kThreads}, stream,
+         args);
+}
+
+template <class A>
+void launch_add_up(const AddUpArgs<A>& args, void* stream) {
+  constexpr int kWarps = 16;
+  launch(add_up_kernel<A>, "add_up",
+         {(args.entries + args.m + kWarp - 1) / kWarp + 1, kWarps * kWarp, kWarps * kWarp * int(sizeof(A))},
+         stream, args);
 }
 
 }  // namespace dctps
