@@ -61,12 +61,15 @@ def twin(x, values, support, alpha, bias, keywords, dtype=torch.float64):
     return F.conv2d(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), **keywords)
 
 
-def run_form(x, values, support, alpha, bias, keywords, dy=None, form="fast"):
+def run_form(x, values, support, alpha, bias, keywords, dy=None, form="fast", device="cpu"):
+    """(y, dy, gradients) on the CPU, computed on `device`."""
     keywords = dict(keywords, algorithm=form)
-    leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
-    y = dctps_conv2d(leaves[0], leaves[1], support, leaves[2], leaves[3], **keywords)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y) if dy is None else dy
-    return y, dy, torch.autograd.grad(y, leaves, dy)
+    leaves = [t.to(device, copy=True).requires_grad_() for t in (x, values, alpha, bias)]
+    y = dctps_conv2d(leaves[0], leaves[1], support.to(device), leaves[2], leaves[3], **keywords)
+    if dy is None:
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    gradients = torch.autograd.grad(y, leaves, dy.to(device))
+    return y.cpu(), dy, tuple(gradient.cpu() for gradient in gradients)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
@@ -77,7 +80,7 @@ def test_forward_and_backward_agree_with_the_dense_twin(backend, form, name, dty
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES[name], dtype)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = x.contiguous(memory_format=memory_format)
-    y, dy, gradients = run_form(x, values, support, alpha, bias, keywords, form=form)
+    y, dy, gradients = run_form(x, values, support, alpha, bias, keywords, form=form, device=backend)
     doubles = [t.double().requires_grad_() for t in (x, values, alpha, bias)]
     oracle = twin(doubles[0], doubles[1], support, doubles[2], doubles[3], keywords)
     half = dtype.itemsize == 2
@@ -121,7 +124,7 @@ def oracle_alpha_scale(doubles, support, keywords, dy):
     form=st.sampled_from(FORMS),
 )
 def test_any_geometry(
-    batch, groups, channels, filters, kernel, stride, padding, dilation, size, layout, density, form
+    device, batch, groups, channels, filters, kernel, stride, padding, dilation, size, layout, density, form
 ):
     geometry = (
         groups * channels,
@@ -138,9 +141,9 @@ def test_any_geometry(
         x = x.transpose(2, 3).contiguous().transpose(2, 3)
     if any(s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
         with pytest.raises(ValueError, match="x: expected a padded input at least as large as the kernel"):
-            run_form(x, values, support, alpha, bias, keywords, form=form)
+            run_form(x, values, support, alpha, bias, keywords, form=form, device=device)
         return
-    y, dy, gradients = run_form(x, values, support, alpha, bias, keywords, form=form)
+    y, dy, gradients = run_form(x, values, support, alpha, bias, keywords, form=form, device=device)
     doubles = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
     oracle = twin(doubles[0], doubles[1], support, doubles[2], doubles[3], keywords)
     assert relative_error(y, oracle) < 1e-12
@@ -149,11 +152,12 @@ def test_any_geometry(
 
 
 @pytest.mark.parametrize("name", ["grouped", "asymmetric", "same_even_kernel", "more_filters_than_inputs"])
-def test_gradients_to_second_order(name):
+def test_gradients_to_second_order(device, name):
     x, values, support, alpha, bias, keywords = operands(
         GEOMETRIES[name], torch.float64, batch=2, height=6, width=5
     )
-    inputs = [t.requires_grad_() for t in (x, values, alpha, bias)]
+    inputs = [t.to(device).requires_grad_() for t in (x, values, alpha, bias)]
+    support = support.to(device)
 
     def function(x, values, alpha, bias):
         return dctps_conv2d(x, values, support, alpha, bias, **keywords)
@@ -168,14 +172,15 @@ def test_gradients_to_second_order(name):
     assert gradgradcheck(without_dct, inputs[:2])
 
 
-def test_opcheck():
+def test_opcheck(device):
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["grouped"], torch.float32)
+    support = support.to(device)
     geometry = (6, [3, 3], [1, 1], [1, 1], [1, 1], 2, "fast")
     ops = torch.ops.dctps_ext
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for channels_last in (False, True):
         image = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-        inputs = [t.detach().clone().requires_grad_() for t in (image, values, alpha, bias)]
+        inputs = [t.detach().to(device, copy=True).requires_grad_() for t in (image, values, alpha, bias)]
         x_, values_, alpha_, bias_ = inputs
         result = opcheck(
             ops.dctps_conv2d.default,
@@ -183,7 +188,7 @@ def test_opcheck():
             test_utils=tests,
         )
         assert set(result.values()) == {"SUCCESS"}
-        dy = torch.randn(3, 6, 11, 9)
+        dy = torch.randn(3, 6, 11, 9, device=device)
         result = opcheck(
             ops.dctps_conv2d_backward.default,
             (dy, x_, values_, support.index, alpha_, *geometry, [True] * 4),
@@ -192,8 +197,9 @@ def test_opcheck():
         assert set(result.values()) == {"SUCCESS"}
 
 
-def test_an_unbatched_image():
+def test_an_unbatched_image(device):
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["3x3"], torch.float32)
+    x, values, support, alpha, bias = (t.to(device) for t in (x, values, support, alpha, bias))
     whole = dctps_conv2d(x, values, support, alpha, bias, **keywords)
     assert torch.equal(dctps_conv2d(x[1], values, support, alpha, bias, **keywords), whole[1])
 
@@ -201,8 +207,8 @@ def test_an_unbatched_image():
 @pytest.mark.parametrize("name", ["3x3", "1x1", "grouped", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(form, name, dtype, threads):
-    run = functools.partial(run_form, form=form)
+def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(device, form, name, dtype, threads):
+    run = functools.partial(run_form, form=form, device=device)
     arguments = operands(GEOMETRIES[name], dtype, batch=47)  # several tiles
     threads(1)
     y, dy, gradients = run(*arguments)
@@ -220,12 +226,12 @@ def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(form, nam
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_non_finite_pixel_spoils_its_own_patches_only(form):
+def test_a_non_finite_pixel_spoils_its_own_patches_only(device, form):
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["3x3"], torch.float32)
-    keywords["algorithm"] = form
-    clean = dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    run = functools.partial(run_form, form=form, device=device)
+    clean, _, _ = run(x, values, support, alpha, bias, keywords)
     x[1, 2, 5, 5] = float("nan")
-    y = dctps_conv2d(x, values, support, alpha, bias, **keywords)
+    y, _, _ = run(x, values, support, alpha, bias, keywords)
     touched = torch.zeros_like(y, dtype=torch.bool)
     touched[1, :, 4:7, 4:7] = True
     assert y[touched].isnan().all()
@@ -307,16 +313,17 @@ def test_errors_name_the_argument_what_was_expected_and_what_came():
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_the_dense_form_gives_the_same_results(name, channels_last):
+def test_the_dense_form_gives_the_same_results(device, name, channels_last):
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES[name], torch.float64)
     x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x, values, support, alpha, bias = (t.to(device) for t in (x, values, support, alpha, bias))
     results = []
     for algorithm in (*FORMS, "dense"):
         leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
         y = dctps_ext.dctps_conv2d(
             leaves[0], leaves[1], support, *leaves[2:], algorithm=algorithm, **keywords
         )
-        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
         results.append((y, *torch.autograd.grad(y, leaves, dy)))
     *forms, dense_results = results
     for fast_results in forms:
@@ -372,11 +379,11 @@ def test_sizes_that_overflow_are_an_error():
         )
 
 
-def test_a_group_with_an_infinite_input_spoils_no_other_groups_gradient():
+def test_a_group_with_an_infinite_input_spoils_no_other_groups_gradient(device):
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["grouped"], torch.float32)
-    _, dy, clean = run_form(x, values, support, alpha, bias, keywords)
+    _, dy, clean = run_form(x, values, support, alpha, bias, keywords, device=device)
     x[0, 0, 5, 5] = float("inf")  # of the first group
-    _, _, spoilt = run_form(x, values, support, alpha, bias, keywords, dy=dy)
+    _, _, spoilt = run_form(x, values, support, alpha, bias, keywords, dy=dy, device=device)
     rows = torch.repeat_interleave(torch.arange(6), support.crow.diff())
     assert torch.equal(spoilt[1][rows >= 3], clean[1][rows >= 3])
     assert not spoilt[1][rows < 3].isfinite().all()
