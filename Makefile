@@ -119,7 +119,7 @@ emulated-test: $(VENV)/stamp-test
 	@if $$CXX --version | grep -q clang; then echo 'skipped: the emulator needs GCC, and CXX is Clang'; else \
 	  DCTPS_EMULATED=1 DCTPS_SANITIZE=address,undefined $(PY) setup.py -q build_ext --build-lib $(EMULATED) \
 	    >$(VENV)/emulated.log 2>&1 || { grep -A9 'error' $(VENV)/emulated.log | cut -c1-300 | head -40; exit 1; }; \
-	  $(EMULATED_ENV) $(PY) -m pytest -q tests/test_ops_linear.py tests/test_cuda_kernels.py \
+	  $(EMULATED_ENV) $(PY) -m pytest -q tests/test_ops_linear.py tests/test_ops_conv.py tests/test_cuda_kernels.py \
 	    -k 'emulated or test_cuda_kernels'; fi
 
 # Compiles the kernels anew each time, because the compiler's report on them is part of the check.

@@ -298,3 +298,123 @@ def test_shared_traffic_and_bank_conflicts_of_powers_of_two(q, transform):
     exchanges = [site for site in shared if site["place"].startswith("dct_kernel.cuh")]
     assert len(exchanges) >= 6
     assert max(site["worst"] for site in exchanges) <= 2
+
+
+# ---- convolutions
+
+
+def convolution(channels, filters, batch, size, dtype=torch.float32, density=0.01, groups=1, **keywords):
+    """x and the support of a 3x3 convolution, and a function of x: y, dx, dvalues, dalpha, dbias."""
+    generator = torch.Generator().manual_seed(0)
+    n = 9 * channels // groups
+    support = dctps_ext.Support.random(filters, n, round(density * filters * n), seed=0)
+    x, values, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in ((batch, channels, size, size), (support.nnz,), (filters,))
+    )
+    alpha = torch.tensor(0.7, dtype=dtype)
+    keywords = dict(padding=1, **keywords, groups=groups)
+
+    def run(x, algorithm="taps"):
+        leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
+        y = dctps_ext.dctps_conv2d(
+            leaves[0], leaves[1], support, *leaves[2:], kernel_size=3, algorithm=algorithm, **keywords
+        )
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+    return x, support, run
+
+
+def conv_launches(function):
+    return [launch for launch in launches_of(function) if launch["kernel"].startswith("conv2d")]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    "size, dtype, tile",
+    [(16, torch.float32, (8, 16)), (32, torch.float32, (8, 16)), (32, torch.bfloat16, (11, 16))],
+    ids=str,
+)
+def test_a_convolution_reads_its_tiles_and_s_once(size, dtype, tile, channels_last):
+    """Of x the pixels that a tile's taps see, S for each tile; y, dx and x backward once. Tables aside, which
+    all blocks share; alpha counts for every thread, as all ask for it."""
+    _C.emulator_limits(sm_count=2)
+    x, support, run = convolution(64, 48, 2, size, dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    forward, backward = conv_launches(lambda: run(x))
+    cuts = [range(0, size, edge) for edge in tile]
+    assert forward["blocks"] == 2 * len(cuts[0]) * len(cuts[1])
+    seen = [  # with a pixel more on each side that is inside the image
+        sum(min(size, first + cut.step + 1) - max(0, first - 1) for first in cut) for cut in cuts
+    ]
+    halo = 2 * 64 * seen[0] * seen[1] * x.itemsize
+    memory = forward["memory"]
+    assert memory["x"] == {"loaded": halo, "stored": 0}
+    assert memory["y"] == {"loaded": 0, "stored": 2 * 48 * size * size * x.itemsize}
+    csr = support.nnz * (4 + 4) + (48 + 1) * 4
+    others = sum(part["loaded"] for name, part in memory.items() if name not in ("x", "tables"))
+    assert halo + others <= 1.1 * (halo + forward["blocks"] * csr)
+    memory = backward["memory"]
+    assert memory["x"] == {"loaded": x.nbytes, "stored": 0}
+    assert memory["dx"] == {"loaded": 0, "stored": x.nbytes}
+    assert memory["dy"]["loaded"] <= 1.3 * 2 * 48 * size * size * x.itemsize
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_bank_conflicts_of_convolutions(channels_last):
+    _C.emulator_limits(sm_count=2)
+    x, _, run = convolution(64, 48, 2, 32)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for launch in conv_launches(lambda: run(x)):
+        shared = [site for site in launch["sites"] if site["kind"].startswith("shared")]
+        assert max(site["worst"] for site in shared) <= (4 if channels_last else 2)
+        requests = sum(site["requests"] for site in shared)
+        cycles = sum(site["mean"] * site["requests"] for site in shared)
+        assert cycles <= 1.25 * requests
+
+
+@pytest.mark.parametrize(
+    "dtype, stride, groups",
+    [*((dtype, 1, 1) for dtype in DTYPES), (torch.float32, 2, 1), (torch.float32, 1, 2)],
+    ids=str,
+)
+def test_a_convolution_of_low_rank_in_any_tiles(dtype, stride, groups):
+    """In tiles of several images, of a whole one, of a few pixels, and with pixels left in global memory."""
+    x, _, run = convolution(64 if groups > 1 else 65, 24, 3, 8, dtype, groups=groups, stride=stride)
+    _C.set_isa("baseline")
+    expected = run(x, "patches")
+    _C.set_isa("emulated")
+    small = {**SM75, "shared_bytes_per_block": 16384}
+    shapes = set()
+    for limits in ({"sm_count": 1}, {**SM75, "sm_count": 2}, {}, small):
+        _C.emulator_limits(**limits)
+        _C.emulator_reset()
+        results = run(x)
+        launch = _C.emulator_counters()[0]
+        shapes.add((launch["blocks"], launch["shared_bytes"]))
+        bound = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, 2 * torch.finfo(dtype).eps)
+        for result, reference in zip(results, expected, strict=True):
+            assert relative_error(result, reference) <= bound * (1 if result.dim() else 20)
+    assert len(shapes) >= 3
+
+
+def test_bits_of_convolutions_depend_on_neither_the_tiles_nor_the_order_of_threads():
+    x, _, run = convolution(64, 40, 5, 9)
+    whole = run(x)
+    for seed in (1, 2):
+        _C.emulator_seed(seed)
+        for result, expected in zip(run(x), whole, strict=True):
+            assert torch.equal(result, expected)
+    _C.emulator_limits(sm_count=1)  # other tiles
+    for result, expected in zip(run(x)[:2], whole[:2], strict=True):
+        assert torch.equal(result, expected)
+
+
+def test_a_kernel_that_fits_nowhere_is_an_error_that_says_so():
+    x = torch.randn(1, 1, 80, 80)
+    support = dctps_ext.Support.random(1, 6400, 3)
+    with pytest.raises(RuntimeError, match='a kernel of 80x80 does not fit .* algorithm="dense"'):
+        dctps_ext.dctps_conv2d(x, torch.randn(3), support, 1.0, kernel_size=80, algorithm="fast")
