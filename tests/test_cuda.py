@@ -152,6 +152,51 @@ def test_a_call_returns_while_the_gpu_is_still_busy(op):
     assert_same_bits(results, expected)
 
 
+def conv_call(x, dy, values, support, alpha, bias, algorithm, **keywords):
+    """y, dx, dvalues, dalpha, dbias of a 3x3 convolution."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, values, alpha, bias)]
+    y = dctps_ext.dctps_conv2d(
+        leaves[0], leaves[1], support, *leaves[2:], kernel_size=3, padding=1, algorithm=algorithm, **keywords
+    )
+    return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("algorithm", ["taps", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_convolution_does_not_wait_and_is_captured_in_a_graph(dtype, algorithm, channels_last):
+    """And repeats its bits, where they are promised. Its results on a GPU are tested by test_ops_conv.py."""
+    x, dy = torch.randn(3, 64, 20, 18), torch.randn(3, 48, 20, 18)
+    support = random_support(48, 576, 0.02).to("cuda")
+    others = torch.randn(support.nnz), torch.tensor(0.75), torch.randn(48)
+    values, alpha, bias = (t.to("cuda", dtype) for t in others)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, dy = (t.to("cuda", dtype, memory_format=memory_format) for t in (x, dy))
+    arguments = (x, dy, values, support, alpha, bias, algorithm)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = conv_call(*arguments)  # makes the plan, loads the kernels
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = conv_call(*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = conv_call(*arguments)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    for first, second, third in zip(expected, results, captured, strict=True):
+        if algorithm == "taps":
+            assert torch.equal(first, second) and torch.equal(first, third)
+        else:
+            torch.testing.assert_close(first, third, rtol=2e-2, atol=2e-2 * first.abs().max().item())
+
+
 def test_a_plan_made_on_a_busy_stream_is_whole_on_every_other():
     q = 2520  # of no other test here, so its tables are made now
     x = torch.randn(4, q)

@@ -209,13 +209,14 @@ __device__ __forceinline__ void load_cells(const Images& images, Shared<int64_t>
     }
     return;
   }
-  for (int row = warp; row < rows; row += kTapWarps) {
-    const int64_t channel = channel_of(row);
-    const E* const from = data + channel * images.channel_stride;
+  for (int cell = lane; cell < pitch; cell += kWarp) {
+    const int64_t offset = offsets[cell];
 #pragma unroll 4
-    for (int cell = lane; cell < pitch; cell += kWarp) {
-      const int64_t offset = offsets[cell];
-      to[row * pitch + cell] = channel >= 0 && offset >= 0 ? load<Cache::streaming>(from + offset) : E{};
+    for (int row = warp; row < rows; row += kTapWarps) {
+      const int64_t channel = channel_of(row);
+      to[row * pitch + cell] = channel >= 0 && offset >= 0
+                                   ? load<Cache::streaming>(data + offset + channel * images.channel_stride)
+                                   : E{};
     }
   }
 }
@@ -226,15 +227,21 @@ __device__ __forceinline__ void store_cells(const Images& images, Shared<int64_t
                                             int pitch, int rows, Shared<Accumulator<E>> from,
                                             const ChannelOf& channel_of) {
   using A = Accumulator<E>;
-  const int thread = int(threadIdx.x);
   E* const data = static_cast<E*>(images.data);
-  const bool by_channels = runs_through_channels(images);
-  for (int i = thread; i < rows * cells; i += kTapThreads) {
-    const int row = by_channels ? i % rows : i / cells, cell = by_channels ? i / rows : i - row * cells;
-    const int64_t channel = channel_of(row), offset = offsets[cell];
-    if (channel < 0 || offset < 0) continue;
-    store<Cache::streaming>(data + offset + channel * images.channel_stride,
-                            from_accumulator<E>(A(from[row * pitch + cell])));
+  // Lanes run through what is contiguous; of channels, half a warp for each cell.
+  const int side = runs_through_channels(images) ? kWarp / 2 : kTapWarps;
+  const int thread = int(threadIdx.x);
+  const int first_row = side == kTapWarps ? thread / kWarp : thread % side;
+  const int first_cell = side == kTapWarps ? thread % kWarp : thread / side;
+  for (int cell = first_cell; cell < cells; cell += kTapThreads / side) {
+    const int64_t offset = offsets[cell];
+    if (offset < 0) continue;
+    for (int row = first_row; row < rows; row += side) {
+      const int64_t channel = channel_of(row);
+      if (channel < 0) continue;
+      store<Cache::streaming>(data + offset + channel * images.channel_stride,
+                              from_accumulator<E>(A(from[row * pitch + cell])));
+    }
   }
 }
 
@@ -293,6 +300,7 @@ template <class A, class Cells>
 __device__ __forceinline__ void add_product(const A* table, int table_pitch, int depth, const Cells& cells,
                                             A (&sum)[kTapRows][kQuad]) {
   constexpr int kPart = 16 / int(sizeof(A));
+#pragma unroll 2
   for (int i = 0; i < depth; ++i, table += table_pitch) {
     A factor[kTapRows];
 #pragma unroll
@@ -379,7 +387,6 @@ struct TapStrip {
 template <class A>
 __device__ __forceinline__ void combine(const TapTiles& t, const TapWeights<A>& weights, int filters,
                                         Shared<A> z, A alpha, Shared<A> results) {
-  const Shared<int16_t> far_columns = shared_memory<int16_t>(t.places.far_cols);
   for (int i = int(threadIdx.x); i < TapStrip::count(t, filters); i += kTapThreads) {
     const TapStrip strip(t, i);
     const Shared<A> re = z + 2 * strip.filter * t.far_pitch, im = re + t.far_pitch;
@@ -387,7 +394,7 @@ __device__ __forceinline__ void combine(const TapTiles& t, const TapWeights<A>& 
     strip.each_far_row(t, [&](int first, const Pack<int16_t, kStrip>& taps) __attribute__((always_inline)) {
       A h_re = 0, h_im = 0;
       for (int b = 0; b < t.columns.kernel; ++b) {
-        const int cell = first + int16_t(far_columns[strip.column * t.columns.kernel + b]);
+        const int cell = first + strip.column * t.columns.stride + b * t.columns.dilation;
         const auto turn = weights.across.template load<2>(strip.filter * weights.across_pitch + 2 * b);
         const A z_re = re[cell], z_im = im[cell];
         h_re = fma(turn[0], z_re, fma(-turn[1], z_im, h_re));
