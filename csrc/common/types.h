@@ -17,6 +17,9 @@ namespace dctps {
 
 enum class DType { f64, f32, f16, bf16 };
 
+constexpr int64_t element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+constexpr int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
+
 struct Half {
   uint16_t bits;
 };

@@ -20,9 +20,6 @@ constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value,
 // Of rows of cells: an odd number of quads, so that eight rows' quads are in all banks.
 constexpr int64_t cell_pitch(int64_t cells) { return (ceil_div(cells, kQuad) | 1) * kQuad; }
 
-int64_t element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
-int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
-
 // One axis of a convolution in cells, without the cut into tiles. `size`: of the input and of the output.
 TapAxisTile make_axis(int64_t kernel, int64_t stride, int64_t dilation, int64_t padding) {
   const int64_t step = kernel > 1 ? std::gcd(stride, dilation) : stride;

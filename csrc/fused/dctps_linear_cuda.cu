@@ -34,18 +34,12 @@ struct Launch {
   int64_t scratch_bytes() const { return in_shared ? 0 : blocks * bytes(); }
 };
 
-int64_t complex_bytes(DType dtype) { return dtype == DType::f64 ? 16 : 8; }
+int64_t complex_bytes(DType dtype) { return 2 * accumulator_bytes(dtype); }
 
 template <class Layer>
 int64_t scratch_bytes(const Layer& layer, const DeviceLimits& limits) {
   const DevicePlan plan = device_plan_layout(std::max(layer.m, layer.n));
   return Launch(layer.rows, plan, complex_bytes(layer.dtype), limits).scratch_bytes();
-}
-
-// Whether every row starts at a multiple of 16 bytes and is contiguous.
-bool takes_vectors(const Rows& matrix, int64_t rows, int64_t element_bytes) {
-  return matrix.stride == 1 && reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 &&
-         (rows <= 1 || matrix.row_stride * element_bytes % 16 == 0);
 }
 
 // kernel_of(config) is the kernel of a LinearConfig.

@@ -67,29 +67,33 @@ double taps_cost(const LayerWork& w) {
 struct GpuCosts {
   // The package's kernels wait for the load and store units: bytes that these serve, conflicts included.
   double transform = 38, value = 12, entry = 16, served = 128;
+  double tap_products = 64;                 // multiply-adds a clock with the thin factors of the tap form
   double backward = 1.5;                    // of the forward's
   double call = 5000, dense_call = 40000;   // launches: one or two, a dozen
   double matrix_entry = 24, memory = 19.7;  // bytes to make W; bytes a clock
-  double f64 = 190, f32 = 230, tf32 = 1400,
-         f16 = 2800;  // floating-point operations a clock in torch's products
+  // Floating-point operations a clock in torch's products; in float32 as torch is set by default: convolutions in TF32,
+  // matrix products not. (Asking for the setting throws where a program has used both of torch's ways to set it.)
+  double f64 = 190, f32 = 230, tf32 = 1400, f16 = 2800;
 };
 
-double gpu_dense_cost(const LayerWork& w, const Tensor& x, double multiprocessors) {
+double gpu_dense_cost(const LayerWork& w, const Tensor& x) {
   const GpuCosts c;
-  const bool tf32 =
-      w.convolution ? at::globalContext().allowTF32CuDNN() : at::globalContext().allowTF32CuBLAS();
-  const double rate = x.itemsize() == 2 ? c.f16 : x.itemsize() == 8 ? c.f64 : tf32 ? c.tf32 : c.f32;
-  const double entries = double(w.m) * double(w.n);
-  const double products = double(w.rows) * (w.is_backward ? 2 : 1) * 2 * entries / rate;
-  return c.dense_call + (products + c.matrix_entry * entries / c.memory) / multiprocessors;
+  const double rate = x.itemsize() == 2 ? c.f16 : x.itemsize() == 8 ? c.f64 : w.convolution ? c.tf32 : c.f32;
+  const double entries = double(w.m) * double(w.n), products = w.is_backward ? 2 : 1;
+  return double(w.rows) * products * 2 * entries / rate + c.matrix_entry * entries / c.memory;
 }
 
-double gpu_rows_cost(const LayerWork& w, double multiprocessors) {
+double gpu_fast_cost(const LayerWork& w) {
   const GpuCosts c;
-  const double groups = w.convolution ? double(w.convolution->groups) : 1;
-  const double row = (w.has_dct ? c.transform * groups * double(std::max(w.m, w.n)) : 0) +
-                     c.value * (groups * double(w.n) + double(w.m)) + c.entry * double(w.nnz);
-  return c.call + (w.is_backward ? c.backward : 1) * double(w.rows) * row / c.served / multiprocessors;
+  const TapShape* conv = w.convolution;
+  const bool taps = conv && (conv->groups > 1 || w.n != conv->channels);
+  const double inputs = conv ? double(w.pixels_per_row * conv->channels * conv->groups) : double(w.n);
+  double row = (c.value * (inputs + double(w.m)) + c.entry * double(w.nnz)) / c.served;
+  if (w.has_dct) {
+    row += taps ? get_tap_plan<float>(*conv)->cost * double(w.pixels_per_row) / c.tap_products
+                : c.transform * double(std::max(w.m, w.n)) / c.served;
+  }
+  return (w.is_backward ? c.backward : 1) * double(w.rows) * row;
 }
 #endif
 
@@ -137,23 +141,24 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
   if (work.convolution && algorithm == "patches") return Form::rows;
   TORCH_CHECK_VALUE(algorithm == "auto" || algorithm == "fast", op, ": algorithm: expected 'auto', 'fast'",
                     work.convolution ? ", 'taps', 'patches'" : "", " or 'dense', got '", algorithm, "'");
-  const bool cuda = takes_cuda_kernels(x.device());
-  double rows = 0, dense = 0;
+  const bool may_be_dense = algorithm == "auto" && !at::globalContext().deterministicAlgorithms() &&
+                            work.m * work.n <= kMostEntries;
 #ifdef DCTPS_WITH_CUDA
-  if (cuda) {
+  if (takes_cuda_kernels(x.device())) {  // one kernel for each kind of layer
+    if (!may_be_dense) return Form::rows;
+    const GpuCosts c;
     const double multiprocessors = CudaScope(op, x).limits().sm_count;
-    rows = gpu_rows_cost(work, multiprocessors);
-    dense = gpu_dense_cost(work, x, multiprocessors);
+    return c.dense_call + gpu_dense_cost(work, x) / multiprocessors <
+                   c.call + gpu_fast_cost(work) / multiprocessors
+               ? Form::dense
+               : Form::rows;
   }
 #endif
-  if (!cuda) rows = rows_cost(work), dense = dense_cost(work);
-  const double taps = work.convolution && !cuda ? taps_cost(work) : rows;
-  const Form fast = taps < rows ? Form::taps : Form::rows;
-  if (algorithm == "fast" || at::globalContext().deterministicAlgorithms() ||
-      work.m * work.n > kMostEntries) {
-    return fast;
-  }
-  return dense < std::min(rows, taps) ? Form::dense : fast;
+  static_cast<void>(x);
+  const double rows = rows_cost(work);
+  const double taps = work.convolution ? taps_cost(work) : rows;
+  if (may_be_dense && dense_cost(work) < std::min(rows, taps)) return Form::dense;
+  return taps < rows ? Form::taps : Form::rows;
 }
 
 Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like) {

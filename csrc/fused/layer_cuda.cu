@@ -16,9 +16,6 @@ constexpr int64_t align(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 // large GPU's L2 holds.
 constexpr int64_t kSlabBytes = int64_t(32) << 20;
 
-int64_t element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
-int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
-
 template <class E>
 constexpr int kMostRows = sizeof(E) == 8 ? 4 : 8;  // a thread keeps a few values of each in registers
 int64_t most_rows(DType dtype) { return dtype == DType::f64 ? kMostRows<double> : kMostRows<float>; }
@@ -131,12 +128,6 @@ struct BackwardScratch {
   }
 };
 
-// Whether every row starts at a multiple of 16 bytes and is contiguous.
-bool takes_vectors(const Rows& matrix, int64_t rows, DType dtype) {
-  return matrix.stride == 1 && reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 &&
-         (rows <= 1 || matrix.row_stride * element_bytes(dtype) % 16 == 0);
-}
-
 // Calls body(LayerConfig<E, rows, part>{}).
 template <class E, DctPart part, class Body>
 void with_rows(int rows, const Body& body) {
@@ -174,7 +165,7 @@ LayerShape layer_shape(const LayerRule& rule, const DevicePlan& plan, const Rows
   const int64_t bytes = row_sums + (sums_rows ? kRowSumsValues * int64_t(sizeof(A)) : 0);
   return {.log_row_threads = rule.log_row_threads,
           .turns = rule.turns,
-          .input_vectors = takes_vectors(input, rows, dtype),
+          .input_vectors = takes_vectors(input, rows, element_bytes(dtype)),
           .places = {.tile = int(tile), .row_sums = int(row_sums), .bytes = int(bytes)}};
 }
 

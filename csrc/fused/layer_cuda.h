@@ -6,6 +6,12 @@
 
 namespace dctps {
 
+// Whether every row starts at a multiple of 16 bytes and is contiguous.
+inline bool takes_vectors(const Rows& matrix, int64_t rows, int64_t element_bytes) {
+  return matrix.stride == 1 && reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 &&
+         (rows <= 1 || matrix.row_stride * element_bytes % 16 == 0);
+}
+
 // linear_forward_cuda and linear_backward_cuda for such layers.
 int64_t layer_forward_scratch(const LinearForwardArgs& args, const DeviceLimits& limits);
 void layer_forward_cuda(const LinearForwardArgs& args, const CudaContext& context);

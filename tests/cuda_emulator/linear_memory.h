@@ -6,14 +6,6 @@
 
 namespace dctps::emulator {
 
-inline int64_t element_bytes(DType dtype) {
-  int64_t bytes = 0;
-  dispatch(dtype, [&](auto element) { bytes = sizeof(element); });
-  return bytes;
-}
-
-inline int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
-
 inline void tell_rows(Memory& memory, const char* name, const Rows& rows, int64_t count, int64_t columns,
                       DType dtype, Memory::Access access) {
   const int64_t bytes = element_bytes(dtype);
