@@ -280,11 +280,13 @@ class TileTransform {
   static void real_pass(const Pass<A>& pass, V* work, int blocks, const Read& read) {
     [[maybe_unused]] constexpr A h = A(0.70710678118654752440);
     const int r = R ? R : pass.radix;
+    const int children =
+        R ? complex_children(R) : pass.complex_children;  // a constant, or x would not be in registers
     const int64_t m = pass.columns;
     const A* rotations = pass.rotations.data();
     for (int b = 0; b < blocks; ++b, work += r * m) {
       const A* roots = pass.twiddles.data();
-      for (int64_t j = 0; j < m; ++j, roots += 2 * pass.complex_children) {
+      for (int64_t j = 0; j < m; ++j, roots += 2 * children) {
         V* column = work + j;
         V x[R ? R : kMaxRadix];
         if constexpr (!Adjoint) {
@@ -292,8 +294,8 @@ class TileTransform {
         } else {
           for (int k = 0; k < r; ++k) x[k] = column[k * m];
           if constexpr (R != 2) {
-            for (int s = 0; s < pass.complex_children; ++s) {
-              const int re = r - 2 * pass.complex_children + 2 * s;
+            for (int s = 0; s < children; ++s) {
+              const int re = r - 2 * children + 2 * s;
               twiddle<true>(x[re], x[re + 1], roots + 2 * s);
             }
           }
@@ -348,8 +350,8 @@ class TileTransform {
           real_odd_dft<Adjoint>(x, r, rotations);
         }
         if constexpr (!Adjoint && R != 2) {
-          for (int s = 0; s < pass.complex_children; ++s) {
-            const int re = r - 2 * pass.complex_children + 2 * s;
+          for (int s = 0; s < children; ++s) {
+            const int re = r - 2 * children + 2 * s;
             twiddle<false>(x[re], x[re + 1], roots + 2 * s);
           }
         }
