@@ -99,7 +99,8 @@ class TileTransform {
  public:
   using V = Vec<A>;
 
-  explicit TileTransform(const Plan<A>& plan) : plan_(plan) {}
+  explicit TileTransform(const Plan<A>& plan)
+      : plan_(plan), finish_(plan.finish.data()), adjoint_finish_(plan.adjoint_finish.data()) {}
 
   // From x [length] (zero-padded; left as it is) to work [work_size], of which finish(work, k) reads y[k].
   // Meanwhile calls meanwhile(v) now and then, after v more of the values have been worked on.
@@ -114,7 +115,7 @@ class TileTransform {
       run<false>(plan_.root, work, 1, x, meanwhile);
     }
   }
-  DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(plan_.finish[size_t(k)], work); }
+  DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(finish_[k], work); }
 
   // The transpose: from v [length], of which adjoint_finish(work, i) reads x[i].
   template <class Meanwhile>
@@ -126,9 +127,7 @@ class TileTransform {
       run<true>(plan_.root, work, 1, nullptr, meanwhile);
     }
   }
-  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const {
-    return combine(plan_.adjoint_finish[size_t(i)], work);
-  }
+  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return combine(adjoint_finish_[i], work); }
 
  private:
   static DCTPS_INLINE V combine(const Combine<A>& term, const V* from) {
@@ -382,6 +381,7 @@ class TileTransform {
   }
 
   const Plan<A>& plan_;
+  const Combine<A>*const finish_, *const adjoint_finish_;  // here, not looked up after every store
 };
 
 }  // namespace DCTPS_ISA

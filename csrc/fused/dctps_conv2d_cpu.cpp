@@ -198,7 +198,7 @@ void backward(const Conv2dBackwardArgs& args) {
             for (int64_t i = 0; i < shape.n; ++i) gradient_of(i);
           }
           if (dvalues) entry_sums.finish();
-          if (dalpha) dalpha_part += lane_sum<A>(dalpha_lanes);
+          if (dalpha) dalpha_part += lane_sum<A>(__builtin_convertvector(dalpha_lanes, DoubleVec<A>));
           if (dbias) add_lane_sums<A>(scratch.dy + first, shape.filters_per_group, scratch.dbias + first);
         }
       }

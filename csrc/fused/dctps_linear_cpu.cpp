@@ -163,30 +163,39 @@ void backward(const LinearBackwardArgs& args) {
 
       double dalpha_part = 0;
       // Columns begin .. end - 1 of dx, and what they add to dvalues and dalpha.
-      auto columns = [&](int64_t begin, int64_t end) {
+      auto columns = [&, s = s, x = x, dx = dx, dy = dy, work = work, values = values](int64_t begin,
+                                                                                       int64_t end) {
+        DoubleVec<A> dalpha_lanes{};
         EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
         for (int64_t first = begin; first < end; first += L) {
           const int here = end - first < L ? int(end - first) : L;
-          V x_square[L], dx_square[L], dalpha_lanes{};
+          V x_square[L], dx_square[L];
           if (wants_x) load_square<E>(x, first, here, x_square);
-          for (int c = 0; c < here; ++c) {
-            V gradient{};
-            if (plan) {
-              gradient = TileTransform<A>(*plan).adjoint_finish(work, first + c);
-              if (dalpha) dalpha_lanes += gradient * x_square[c];
-              gradient *= alpha;
+          if (plan) {
+            const TileTransform<A> transform(*plan);
+            for (int c = 0; c < here; ++c) dx_square[c] = transform.adjoint_finish(work, first + c);
+            if (dalpha) {
+              V lanes{};
+              for (int c = 0; c < here; ++c) lanes += dx_square[c] * x_square[c];
+              dalpha_lanes += __builtin_convertvector(lanes, DoubleVec<A>);
             }
-            if (s.nnz && dvalues) {
-              gradient += sparse_column<A>(s, values, first + c, dy,
-                                           [&](int32_t r) { entry_sums.add(dy[r] * x_square[c]); });
-            } else if (s.nnz) {
-              gradient += sparse_column<A>(s, values, first + c, dy, [](int32_t) {});
-            }
-            dx_square[c] = gradient;
+            for (int c = 0; c < here; ++c) dx_square[c] *= alpha;
+          } else {
+            for (V& gradient : dx_square) gradient = V{};
           }
-          if (dalpha) dalpha_part += lane_sum<A>(dalpha_lanes);
+          if (s.nnz && dvalues) {
+            for (int c = 0; c < here; ++c) {
+              dx_square[c] += sparse_column<A>(s, values, first + c, dy,
+                                               [&](int32_t r) { entry_sums.add(dy[r] * x_square[c]); });
+            }
+          } else if (s.nnz) {
+            for (int c = 0; c < here; ++c) {
+              dx_square[c] += sparse_column<A>(s, values, first + c, dy, [](int32_t) {});
+            }
+          }
           if (wants_dx) store_square(dx, first, here, dx_square);
         }
+        dalpha_part += lane_sum<A>(dalpha_lanes);
         if (dvalues) entry_sums.finish();
       };
       if (dvalues) {

@@ -91,11 +91,19 @@ void to_csr_order(const SparseMatrix& s, A* scratch, A* sums) {
   for (int64_t t = 0; t < s.nnz; ++t) sums[s.perm[t]] = scratch[t];
 }
 
+// A double for each lane: sums of more terms than float32 is good for.
+template <class A>
+struct DoubleOf {
+  typedef double type __attribute__((vector_size(kLanes<A> * int(sizeof(double)))));
+};
+template <class A>
+using DoubleVec = typename DoubleOf<A>::type;
+
 // Sum over lanes, for one vector.
 template <class A>
-DCTPS_INLINE double lane_sum(Vec<A> v) {
+DCTPS_INLINE double lane_sum(DoubleVec<A> v) {
   double sum = 0;
-  for (int l = 0; l < kLanes<A>; ++l) sum += double(v[l]);
+  for (int l = 0; l < kLanes<A>; ++l) sum += v[l];
   return sum;
 }
 
