@@ -59,8 +59,8 @@ void forward(const LinearForwardArgs& args) {
       load_tile<E>(lanes_of<const E>(args.x, tile * L, args.rows), args.n, x);
       Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
       y.streaming = streams;
-      const SparseMatrix& s = args.s;
-      auto sparse_and_bias = [&](int64_t k, V value) {
+      // By value: for all that the compiler knows, a store to y may change what is behind a reference.
+      auto sparse_and_bias = [s = args.s, x, bias](int64_t k, V value) {
         if (s.nnz) value += sparse_row<A>(s, k, x);
         return bias ? value + bias[k] : value;
       };
@@ -69,8 +69,12 @@ void forward(const LinearForwardArgs& args) {
         const Lanes<const E> next = lanes_of<const E>(args.x, (tile + workers) * L, args.rows);
         Prefetch<E> prefetch(next, args.n, q * int64_t(sizeof(V)) <= kPrefetchBytes);
         transform.forward(x, work, [&](int64_t values) { prefetch.advance(values); });
-        store_tile<E>(y, args.m,
-                      [&](int64_t k) { return sparse_and_bias(k, transform.finish(work, k) * alpha); });
+        if (args.s.nnz || bias) {
+          store_tile<E>(y, args.m,
+                        [=](int64_t k) { return sparse_and_bias(k, transform.finish(work, k) * alpha); });
+        } else {
+          store_tile<E>(y, args.m, [=](int64_t k) { return transform.finish(work, k) * alpha; });
+        }
       } else {
         store_tile<E>(y, args.m, [&](int64_t k) { return sparse_and_bias(k, V{}); });
       }
