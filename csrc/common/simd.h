@@ -178,11 +178,11 @@ DCTPS_INLINE A lanes_total(Vec<A> v) {
 // One of the two results of deal().
 template <class A, int D, bool High, int... J>
 DCTPS_INLINE Vec<A> deal_half(Vec<A> a, Vec<A> b, std::integer_sequence<int, J...>) {
-  constexpr int kBlock = 16 / int(sizeof(A));     // lanes of 128 bits
-  constexpr int kUnit = D < kBlock ? 1 : kBlock;  // what is dealt
-  constexpr int kHalf =
-      (D < kBlock ? kBlock : kLanes<A>) / 2;  // lanes that each of a and b gives to a segment
-  return shuffle<A, (J / (2 * kHalf) * (2 * kHalf) + (J % kHalf / kUnit * 2 + High) * kUnit + J % kUnit +
+  constexpr int kBlock = 16 / int(sizeof(A));                // lanes of 128 bits
+  constexpr int kUnit = D < kBlock ? 1 : kBlock;             // what is dealt
+  constexpr int kSegment = D < kBlock ? kBlock : kLanes<A>;  // what it is dealt within
+  constexpr int kHalf = kSegment / 2;
+  return shuffle<A, (J / kSegment * kSegment + (J % kHalf / kUnit * 2 + High) * kUnit + J % kUnit +
                      (J / kHalf % 2 ? kLanes<A> : 0))...>(a, b);
 }
 

@@ -167,8 +167,7 @@ void backward(const LinearBackwardArgs& args) {
 
       double dalpha_part = 0;
       // Columns begin .. end - 1 of dx, and what they add to dvalues and dalpha.
-      auto columns = [&, s = s, x = x, dx = dx, dy = dy, work = work, values = values](int64_t begin,
-                                                                                       int64_t end) {
+      auto columns = [&, s = s, values = values](int64_t begin, int64_t end) {  // by value: see forward
         DoubleVec<A> dalpha_lanes{};
         EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
         for (int64_t first = begin; first < end; first += L) {
