@@ -188,12 +188,12 @@ void backward(const LinearBackwardArgs& args) {
           }
           if (s.nnz && dvalues) {
             for (int c = 0; c < here; ++c) {
-              dx_square[c] += sparse_column<A>(s, values, first + c, dy,
-                                               [&](int32_t r) { entry_sums.add(dy[r] * x_square[c]); });
+              dx_square[c] += sparse_column<A>(
+                  s, values, first + c, dy, [&](int32_t, V entry) { entry_sums.add(entry * x_square[c]); });
             }
           } else if (s.nnz) {
             for (int c = 0; c < here; ++c) {
-              dx_square[c] += sparse_column<A>(s, values, first + c, dy, [](int32_t) {});
+              dx_square[c] += sparse_column<A>(s, values, first + c, dy, [](int32_t, V) {});
             }
           }
           if (wants_dx) store_square(dx, first, here, dx_square);
