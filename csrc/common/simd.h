@@ -146,7 +146,7 @@ DCTPS_INLINE void end_streaming() {
 #endif
 }
 
-// ---- transposition and sums over lanes, both by Eklundh's exchange at distance 1, 2, 4, ...
+// ---- transposition and sums over lanes, both by dealing out vectors at distance D = 1, 2, 4, ...
 
 // Lane j of the result is lane Index[j] of a and b, counted through.
 template <class A, int... Index>
@@ -175,20 +175,26 @@ DCTPS_INLINE A lanes_total(Vec<A> v) {
   }
 }
 
-// One of the two results of exchange().
+// One of the two results of deal().
 template <class A, int D, bool High, int... J>
-DCTPS_INLINE Vec<A> exchange_half(Vec<A> a, Vec<A> b, std::integer_sequence<int, J...>) {
-  constexpr int L = kLanes<A>;
-  return shuffle<A, (High ? ((J & D) ? L + J : J + D) : ((J & D) ? L + J - D : J))...>(a, b);
+DCTPS_INLINE Vec<A> deal_half(Vec<A> a, Vec<A> b, std::integer_sequence<int, J...>) {
+  constexpr int kBlock = 16 / int(sizeof(A));                // lanes of 128 bits
+  constexpr int kUnit = D < kBlock ? 1 : kBlock;             // what is dealt
+  constexpr int kSegment = D < kBlock ? kBlock : kLanes<A>;  // what it is dealt within
+  constexpr int kHalf = kSegment / 2;
+  return shuffle<A, (J / kSegment * kSegment + (J % kHalf / kUnit * 2 + High) * kUnit + J % kUnit +
+                     (J / kHalf % 2 ? kLanes<A> : 0))...>(a, b);
 }
 
-// Swaps the lanes of `a` that have bit D set with the lanes of `b` that have not.
+// Puts the even-numbered lanes of a and b, side by side, into a, and the odd-numbered ones into b. That is done within
+// each 128 bits for distances D below that, and with units of 128 bits for larger ones: single instructions, without
+// the index vectors that a general shuffle takes.
 template <class A, int D>
-DCTPS_INLINE void exchange(Vec<A>& a, Vec<A>& b) {
+DCTPS_INLINE void deal(Vec<A>& a, Vec<A>& b) {
   using Lanes = std::make_integer_sequence<int, kLanes<A>>;
-  const Vec<A> low = exchange_half<A, D, false>(a, b, Lanes{});
-  b = exchange_half<A, D, true>(a, b, Lanes{});
-  a = low;
+  const Vec<A> even = deal_half<A, D, false>(a, b, Lanes{});
+  b = deal_half<A, D, true>(a, b, Lanes{});
+  a = even;
 }
 
 template <class A, int D = 1>
@@ -196,7 +202,7 @@ DCTPS_INLINE void transpose(Vec<A> (&square)[kLanes<A>]) {
   if constexpr (D < kLanes<A>) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<A>; ++i) {
-      if (!(i & D)) exchange<A, D>(square[i], square[i + D]);
+      if (!(i & D)) deal<A, D>(square[i], square[i + D]);
     }
     transpose<A, 2 * D>(square);
   }
@@ -208,7 +214,7 @@ DCTPS_INLINE Vec<A> sum_lanes(Vec<A> (&rows)[kLanes<A>]) {
   if constexpr (D < kLanes<A>) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<A>; i += 2 * D) {
-      exchange<A, D>(rows[i], rows[i + D]);
+      deal<A, D>(rows[i], rows[i + D]);
       rows[i] += rows[i + D];
     }
     return sum_lanes<A, 2 * D>(rows);

@@ -99,7 +99,8 @@ class TileTransform {
  public:
   using V = Vec<A>;
 
-  explicit TileTransform(const Plan<A>& plan) : plan_(plan) {}
+  explicit TileTransform(const Plan<A>& plan)
+      : plan_(plan), finish_(plan.finish.data()), adjoint_finish_(plan.adjoint_finish.data()) {}
 
   // From x [length] (zero-padded; left as it is) to work [work_size], of which finish(work, k) reads y[k].
   // Meanwhile calls meanwhile(v) now and then, after v more of the values have been worked on.
@@ -114,7 +115,7 @@ class TileTransform {
       run<false>(plan_.root, work, 1, x, meanwhile);
     }
   }
-  DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(plan_.finish[size_t(k)], work); }
+  DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(finish_[k], work); }
 
   // The transpose: from v [length], of which adjoint_finish(work, i) reads x[i].
   template <class Meanwhile>
@@ -126,9 +127,7 @@ class TileTransform {
       run<true>(plan_.root, work, 1, nullptr, meanwhile);
     }
   }
-  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const {
-    return combine(plan_.adjoint_finish[size_t(i)], work);
-  }
+  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return combine(adjoint_finish_[i], work); }
 
  private:
   static DCTPS_INLINE V combine(const Combine<A>& term, const V* from) {
@@ -280,11 +279,13 @@ class TileTransform {
   static void real_pass(const Pass<A>& pass, V* work, int blocks, const Read& read) {
     [[maybe_unused]] constexpr A h = A(0.70710678118654752440);
     const int r = R ? R : pass.radix;
+    const int children =
+        R ? complex_children(R) : pass.complex_children;  // a constant, or x would not be in registers
     const int64_t m = pass.columns;
     const A* rotations = pass.rotations.data();
     for (int b = 0; b < blocks; ++b, work += r * m) {
       const A* roots = pass.twiddles.data();
-      for (int64_t j = 0; j < m; ++j, roots += 2 * pass.complex_children) {
+      for (int64_t j = 0; j < m; ++j, roots += 2 * children) {
         V* column = work + j;
         V x[R ? R : kMaxRadix];
         if constexpr (!Adjoint) {
@@ -292,8 +293,8 @@ class TileTransform {
         } else {
           for (int k = 0; k < r; ++k) x[k] = column[k * m];
           if constexpr (R != 2) {
-            for (int s = 0; s < pass.complex_children; ++s) {
-              const int re = r - 2 * pass.complex_children + 2 * s;
+            for (int s = 0; s < children; ++s) {
+              const int re = r - 2 * children + 2 * s;
               twiddle<true>(x[re], x[re + 1], roots + 2 * s);
             }
           }
@@ -348,8 +349,8 @@ class TileTransform {
           real_odd_dft<Adjoint>(x, r, rotations);
         }
         if constexpr (!Adjoint && R != 2) {
-          for (int s = 0; s < pass.complex_children; ++s) {
-            const int re = r - 2 * pass.complex_children + 2 * s;
+          for (int s = 0; s < children; ++s) {
+            const int re = r - 2 * children + 2 * s;
             twiddle<false>(x[re], x[re + 1], roots + 2 * s);
           }
         }
@@ -380,6 +381,7 @@ class TileTransform {
   }
 
   const Plan<A>& plan_;
+  const Combine<A>*const finish_, *const adjoint_finish_;  // here, not looked up after every store
 };
 
 }  // namespace DCTPS_ISA

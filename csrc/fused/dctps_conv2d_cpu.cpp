@@ -179,11 +179,11 @@ void backward(const Conv2dBackwardArgs& args) {
             }
             if (s.nnz && dvalues) {
               // Another group's filters do not see this patch, whatever is in it.
-              gradient += sparse_column<A>(s, values, i, scratch.dy, [&](int32_t r) {
-                entry_sums.add(r >= first && r < last ? scratch.dy[r] * scratch.patches[i] : V{});
+              gradient += sparse_column<A>(s, values, i, scratch.dy, [&](int32_t r, V entry) {
+                entry_sums.add(r >= first && r < last ? entry * scratch.patches[i] : V{});
               });
             } else if (s.nnz) {
-              gradient += sparse_column<A>(s, values, i, scratch.dy, [](int32_t) {});
+              gradient += sparse_column<A>(s, values, i, scratch.dy, [](int32_t, V) {});
             }
             return gradient;
           };
@@ -198,7 +198,7 @@ void backward(const Conv2dBackwardArgs& args) {
             for (int64_t i = 0; i < shape.n; ++i) gradient_of(i);
           }
           if (dvalues) entry_sums.finish();
-          if (dalpha) dalpha_part += lane_sum<A>(dalpha_lanes);
+          if (dalpha) dalpha_part += lane_sum<A>(__builtin_convertvector(dalpha_lanes, DoubleVec<A>));
           if (dbias) add_lane_sums<A>(scratch.dy + first, shape.filters_per_group, scratch.dbias + first);
         }
       }

@@ -59,8 +59,8 @@ void forward(const LinearForwardArgs& args) {
       load_tile<E>(lanes_of<const E>(args.x, tile * L, args.rows), args.n, x);
       Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
       y.streaming = streams;
-      const SparseMatrix& s = args.s;
-      auto sparse_and_bias = [&](int64_t k, V value) {
+      // By value: for all that the compiler knows, a store to y may change what is behind a reference.
+      auto sparse_and_bias = [s = args.s, x, bias](int64_t k, V value) {
         if (s.nnz) value += sparse_row<A>(s, k, x);
         return bias ? value + bias[k] : value;
       };
@@ -69,8 +69,12 @@ void forward(const LinearForwardArgs& args) {
         const Lanes<const E> next = lanes_of<const E>(args.x, (tile + workers) * L, args.rows);
         Prefetch<E> prefetch(next, args.n, q * int64_t(sizeof(V)) <= kPrefetchBytes);
         transform.forward(x, work, [&](int64_t values) { prefetch.advance(values); });
-        store_tile<E>(y, args.m,
-                      [&](int64_t k) { return sparse_and_bias(k, transform.finish(work, k) * alpha); });
+        if (args.s.nnz || bias) {
+          store_tile<E>(y, args.m,
+                        [=](int64_t k) { return sparse_and_bias(k, transform.finish(work, k) * alpha); });
+        } else {
+          store_tile<E>(y, args.m, [=](int64_t k) { return transform.finish(work, k) * alpha; });
+        }
       } else {
         store_tile<E>(y, args.m, [&](int64_t k) { return sparse_and_bias(k, V{}); });
       }
@@ -163,30 +167,38 @@ void backward(const LinearBackwardArgs& args) {
 
       double dalpha_part = 0;
       // Columns begin .. end - 1 of dx, and what they add to dvalues and dalpha.
-      auto columns = [&](int64_t begin, int64_t end) {
+      auto columns = [&, s = s, values = values](int64_t begin, int64_t end) {  // by value: see forward
+        DoubleVec<A> dalpha_lanes{};
         EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
         for (int64_t first = begin; first < end; first += L) {
           const int here = end - first < L ? int(end - first) : L;
-          V x_square[L], dx_square[L], dalpha_lanes{};
+          V x_square[L], dx_square[L];
           if (wants_x) load_square<E>(x, first, here, x_square);
-          for (int c = 0; c < here; ++c) {
-            V gradient{};
-            if (plan) {
-              gradient = TileTransform<A>(*plan).adjoint_finish(work, first + c);
-              if (dalpha) dalpha_lanes += gradient * x_square[c];
-              gradient *= alpha;
+          if (plan) {
+            const TileTransform<A> transform(*plan);
+            for (int c = 0; c < here; ++c) dx_square[c] = transform.adjoint_finish(work, first + c);
+            if (dalpha) {
+              V lanes{};
+              for (int c = 0; c < here; ++c) lanes += dx_square[c] * x_square[c];
+              dalpha_lanes += __builtin_convertvector(lanes, DoubleVec<A>);
             }
-            if (s.nnz && dvalues) {
-              gradient += sparse_column<A>(s, values, first + c, dy,
-                                           [&](int32_t r) { entry_sums.add(dy[r] * x_square[c]); });
-            } else if (s.nnz) {
-              gradient += sparse_column<A>(s, values, first + c, dy, [](int32_t) {});
-            }
-            dx_square[c] = gradient;
+            for (int c = 0; c < here; ++c) dx_square[c] *= alpha;
+          } else {
+            for (V& gradient : dx_square) gradient = V{};
           }
-          if (dalpha) dalpha_part += lane_sum<A>(dalpha_lanes);
+          if (s.nnz && dvalues) {
+            for (int c = 0; c < here; ++c) {
+              dx_square[c] += sparse_column<A>(
+                  s, values, first + c, dy, [&](int32_t, V entry) { entry_sums.add(entry * x_square[c]); });
+            }
+          } else if (s.nnz) {
+            for (int c = 0; c < here; ++c) {
+              dx_square[c] += sparse_column<A>(s, values, first + c, dy, [](int32_t, V) {});
+            }
+          }
           if (wants_dx) store_square(dx, first, here, dx_square);
         }
+        dalpha_part += lane_sum<A>(dalpha_lanes);
         if (dvalues) entry_sums.finish();
       };
       if (dvalues) {

@@ -48,13 +48,13 @@ struct RealSplit {
 RealSplit split_real(int64_t n, int radix) {
   switch (radix) {
     case 8:
-      return {n / 4, 1, 3};
+      return {n / 4, 1, complex_children(radix)};
     case 4:
-      return {n / 2, 1, 1};
+      return {n / 2, 1, complex_children(radix)};
     case 2:
-      return {n / 2, 2, 0};
+      return {n / 2, 2, complex_children(radix)};
     default:
-      return {n / radix, 1, (radix - 1) / 2};
+      return {n / radix, 1, complex_children(radix)};
   }
 }
 

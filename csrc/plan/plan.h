@@ -30,6 +30,9 @@ struct Combine {
 
 constexpr int kMaxRadix = 127;
 
+// Complex children of a real pass.
+constexpr int complex_children(int radix) { return radix == 8 ? 3 : radix == 4 ? 1 : (radix - 1) / 2; }
+
 // One pass over one sub-transform of length radix * columns. Layout from its base: a real one holds `length`
 // values, a complex one its real parts, then its imaginary parts. Output: the real children, then the complex
 // ones, each contiguous.

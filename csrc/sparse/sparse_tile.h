@@ -56,24 +56,25 @@ class EntrySums {
   V pending_[kLanes<A>];
 };
 
-// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order. each(r) is called for every entry, in
-// row r.
+// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order. each(r, v[r]) is called for every
+// entry, in row r.
 template <class A, class Each>
 DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v,
                                   const Each& each) {
   const int64_t end = s.ccol[c + 1];
   Vec<A> even{}, odd{};
+  auto add = [&](Vec<A>& sum, int64_t t) {
+    const int32_t r = s.row[t];
+    const Vec<A> entry = v[r];
+    sum += entry * values[t];
+    each(r, entry);
+  };
   int64_t t = s.ccol[c];
   for (; t + 2 <= end; t += 2) {
-    even += v[s.row[t]] * values[t];
-    each(s.row[t]);
-    odd += v[s.row[t + 1]] * values[t + 1];
-    each(s.row[t + 1]);
+    add(even, t);
+    add(odd, t + 1);
   }
-  if (t < end) {
-    even += v[s.row[t]] * values[t];
-    each(s.row[t]);
-  }
+  if (t < end) add(even, t);
   return even + odd;
 }
 
@@ -91,11 +92,19 @@ void to_csr_order(const SparseMatrix& s, A* scratch, A* sums) {
   for (int64_t t = 0; t < s.nnz; ++t) sums[s.perm[t]] = scratch[t];
 }
 
+// A double for each lane: sums of more terms than float32 is good for.
+template <class A>
+struct DoubleOf {
+  typedef double type __attribute__((vector_size(kLanes<A> * int(sizeof(double)))));
+};
+template <class A>
+using DoubleVec = typename DoubleOf<A>::type;
+
 // Sum over lanes, for one vector.
 template <class A>
-DCTPS_INLINE double lane_sum(Vec<A> v) {
+DCTPS_INLINE double lane_sum(DoubleVec<A> v) {
   double sum = 0;
-  for (int l = 0; l < kLanes<A>; ++l) sum += double(v[l]);
+  for (int l = 0; l < kLanes<A>; ++l) sum += v[l];
   return sum;
 }
 
