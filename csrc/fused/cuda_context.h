@@ -13,9 +13,9 @@ struct DeviceTapPlan;
 struct CudaContext {
   void* stream;  // cudaStream_t
   DeviceLimits limits;
-  const DevicePlan* plan;               // of length max(m, n); null where there is no DCT part
-  const DeviceTapPlan* taps = nullptr;  // of a convolution with a DCT part
-  void* scratch;                        // as many bytes as the entry point's *_scratch function asked for
+  const DevicePlan* plan;     // of length max(m, n); null where there is no DCT part
+  const DeviceTapPlan* taps;  // of a convolution with a DCT part, else null
+  void* scratch;              // as many bytes as the entry point's *_scratch function asked for
 };
 
 }  // namespace dctps

@@ -12,11 +12,8 @@
 #include "fused/linear_rows.h"
 
 #ifdef DCTPS_WITH_CUDA
-#include "fused/cuda_context.h"
+#include "fused/on_gpu.h"
 #include "patch/device_taps.h"
-#ifdef DCTPS_EMULATED
-#include "conv_memory.h"
-#endif
 #endif
 
 namespace dctps {
@@ -133,38 +130,15 @@ struct Convolution {
   Tensor matrix_of(const Tensor& filters) const { return filters.permute({0, 2, 3, 1}).reshape({m, n}); }
 };
 
-#ifdef DCTPS_WITH_CUDA
-// Calls launch(args, context) on like's device, with scratch_bytes(taps, limits) bytes of scratch.
-template <class Args, class ScratchBytes, class Launch>
-void on_gpu(const char* op, const Tensor& like, const Args& args, const TapShape& shape, bool transforms,
-            const ScratchBytes& scratch_bytes, const Launch& launch) {
-  const CudaScope scope(op, like);
-  const auto taps = transforms ? get_device_taps(shape, args.dtype, like) : nullptr;
-  const Tensor scratch =
-      at::empty({scratch_bytes(taps.get(), scope.limits())},
-                like.options().dtype(at::kByte).memory_format(at::MemoryFormat::Contiguous));
-#ifdef DCTPS_EMULATED
-  emulator::Memory memory;
-  emulator::tell(memory, args);
-  scratch.fill_(0xff);  // NaN, so that reading what was never written shows
-  memory.add("scratch", scratch.const_data_ptr(), scratch.numel(), emulator::Memory::Access::read_write);
-#endif
-  launch(args, CudaContext{.stream = scope.stream(),
-                           .limits = scope.limits(),
-                           .plan = nullptr,
-                           .taps = taps.get(),
-                           .scratch = scratch.mutable_data_ptr()});
-}
-#endif
-
 // A GPU has one kernel for convolutions, by taps, beside that for linear layers.
 void run_forward(const char* op, const Tensor& like, const Convolution& conv, Form form,
                  const Conv2dForwardArgs& args) {
   if (!args.batch) return;
 #ifdef DCTPS_WITH_CUDA
   if (takes_cuda_kernels(like.device())) {
+    const auto taps = args.alpha ? get_device_taps(conv.taps, args.dtype, like) : nullptr;
     return on_gpu(
-        op, like, args, conv.taps, args.alpha, [](auto...) { return int64_t(0); }, conv2d_forward_cuda);
+        op, like, args, nullptr, taps.get(), [](const auto&) { return int64_t(0); }, conv2d_forward_cuda);
   }
 #endif
   static_cast<void>(op), static_cast<void>(like), static_cast<void>(conv);
@@ -179,9 +153,12 @@ void run_backward(const char* op, const Tensor& dy, const Convolution& conv, For
     if (Tensor dbias = gradients.dbias; dbias.defined()) {
       at::sum_out(dbias, dy, {0, 2, 3}, /*keepdim=*/false, dbias.scalar_type());
     }
+    const bool transforms = args.alpha && (args.dx.data || args.sums.dalpha);
+    const auto taps = transforms ? get_device_taps(conv.taps, args.dtype, dy) : nullptr;
     return on_gpu(
-        op, dy, args, conv.taps, args.alpha && (args.dx.data || args.sums.dalpha),
-        [&](auto... rest) { return conv2d_backward_cuda_scratch(args, rest...); }, conv2d_backward_cuda);
+        op, dy, args, nullptr, taps.get(),
+        [&](const auto& limits) { return conv2d_backward_cuda_scratch(args, taps.get(), limits); },
+        conv2d_backward_cuda);
   }
 #endif
   static_cast<void>(op), static_cast<void>(dy), static_cast<void>(conv), static_cast<void>(gradients);

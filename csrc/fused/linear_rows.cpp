@@ -4,35 +4,22 @@
 #include <ATen/ATen.h>
 
 #ifdef DCTPS_WITH_CUDA
-#include "fused/cuda_context.h"
+#include "fused/on_gpu.h"
 #include "plan/device_plan.h"
-#ifdef DCTPS_EMULATED
-#include "linear_memory.h"
-#endif
 #endif
 
 namespace dctps {
 namespace {
 
 #ifdef DCTPS_WITH_CUDA
-// Calls launch(context) on like's device, with `scratch_bytes(limits)` bytes of scratch from torch's allocator.
 template <class Args, class ScratchBytes, class Launch>
-void on_gpu(const char* op, const Tensor& like, const Args& args, const ScratchBytes& scratch_bytes,
-            const Launch& launch) {
-  const CudaScope scope(op, like);
+void rows_on_gpu(const char* op, const Tensor& like, const Args& args, const ScratchBytes& scratch_bytes,
+                 const Launch& launch) {
   const int64_t q = args.m > args.n ? args.m : args.n;
   const auto plan = args.has_dct ? get_device_plan(q, args.dtype, like) : nullptr;
-  const Tensor scratch = at::empty({scratch_bytes(args, scope.limits())}, like.options().dtype(at::kByte));
-#ifdef DCTPS_EMULATED
-  emulator::Memory memory;
-  emulator::tell(memory, args);
-  scratch.fill_(0xff);  // NaN, so that reading what was never written shows
-  memory.add("scratch", scratch.const_data_ptr(), scratch.numel(), emulator::Memory::Access::read_write);
-#endif
-  launch(args, CudaContext{.stream = scope.stream(),
-                           .limits = scope.limits(),
-                           .plan = plan.get(),
-                           .scratch = scratch.mutable_data_ptr()});
+  on_gpu(
+      op, like, args, plan.get(), nullptr,
+      [&](const DeviceLimits& limits) { return scratch_bytes(args, limits); }, launch);
 }
 #endif
 
@@ -42,7 +29,7 @@ void linear_forward(const char* op, const Tensor& like, const LinearForwardArgs&
   if (args.rows == 0) return;
 #ifdef DCTPS_WITH_CUDA
   if (takes_cuda_kernels(like.device())) {
-    return on_gpu(op, like, args, linear_forward_cuda_scratch, linear_forward_cuda);
+    return rows_on_gpu(op, like, args, linear_forward_cuda_scratch, linear_forward_cuda);
   }
 #endif
   static_cast<void>(op), static_cast<void>(like);
@@ -53,7 +40,7 @@ void linear_backward(const char* op, const Tensor& like, LinearBackwardArgs args
   if (args.rows == 0) return;
 #ifdef DCTPS_WITH_CUDA
   if (takes_cuda_kernels(like.device())) {
-    return on_gpu(op, like, args, linear_backward_cuda_scratch, linear_backward_cuda);
+    return rows_on_gpu(op, like, args, linear_backward_cuda_scratch, linear_backward_cuda);
   }
 #endif
   static_cast<void>(op);
