@@ -139,8 +139,8 @@ def stages(facts: dict, out: Path) -> list[Stage]:
         Stage("guest", [*pytest, "tests/test_cuda.py"], 120, ("build",), no_gpu or not_installed("tests")),
         Stage(
             "ops",
-            [*pytest, "tests/test_ops_linear.py", "-k", "cuda"],
-            150,
+            [*pytest, "tests/test_ops_linear.py", "tests/test_ops_conv.py", "-k", "cuda"],
+            200,
             ("build",),
             no_gpu or not_installed("tests"),
         ),
@@ -185,12 +185,14 @@ def stages(facts: dict, out: Path) -> list[Stage]:
             )
         )
     if no_gpu:
+        built = any((ROOT / "dctps_ext").glob("_C*.so"))
+        not_built = "dctps_ext is not built here" if (no_nvcc or no_cuda) and not built else ""
         listed.append(
             Stage(
                 "rehearsal",
                 [*suite, "--scope", "tiny", "--threads", "1", "--out", str(out / "rehearsal.json")],
                 120,
-                cannot=not_installed("benchmarks"),
+                cannot=not_installed("benchmarks") or not_built,
             )
         )
     return listed
