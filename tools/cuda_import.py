@@ -12,7 +12,6 @@ import dctps_ext
 from dctps_ext import reference
 from dctps_ext._load import summary
 
-# Convolutions have no CUDA kernels of their own yet.
 CUDA_OPS = (
     "dct",
     "idct",
@@ -21,6 +20,8 @@ CUDA_OPS = (
     "sddmm",
     "dctps_linear",
     "dctps_linear_backward",
+    "dctps_conv2d",
+    "dctps_conv2d_backward",
 )
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
