@@ -114,8 +114,7 @@ struct Convolution {
   // Whether patches are single pixels, side by side: then this is a linear layer over pixels.
   bool is_linear() const {
     const ConvGeometry& g = geometry;
-    return n == taps.channels && g.groups == 1 && g.stride_y == 1 && g.stride_x == 1 && g.padding_y == 0 &&
-           g.padding_x == 0;
+    return taps.is_pointwise() && g.stride_y == 1 && g.stride_x == 1 && g.padding_y == 0 && g.padding_x == 0;
   }
 
   // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back. In x's format, because

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/integers.h"
 #include "common/launch.cuh"
 #include "fused/cuda_context.h"
 #include "fused/dctps_conv2d_kernel.cuh"
@@ -16,7 +17,6 @@
 namespace dctps {
 namespace {
 
-constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 // Of rows of cells: an odd number of quads, so that eight rows' quads are in all banks.
 constexpr int64_t cell_pitch(int64_t cells) { return (ceil_div(cells, kQuad) | 1) * kQuad; }
 

@@ -73,6 +73,16 @@ struct TapFactors {
 
 // ------------------------------------------------------------------------------------ forward
 
+// Channels c and C-1-c of four cells, added or subtracted.
+template <class A, class Tile>
+__device__ __forceinline__ Quad<A> folded(const Tile& x, int channels, int c, int cell, A sign) {
+  Quad<A> low = x.quad(c, cell);
+  const Quad<A> high = x.quad(channels - 1 - c, cell);
+#pragma unroll
+  for (int e = 0; e < kQuad; ++e) low.of[e] = fma(sign, high.of[e], low.of[e]);
+  return low;
+}
+
 // The transform of a tile's pixels, as far as the filters share it.
 template <class A, class Tile>
 __device__ __forceinline__ void reduce(const TapTiles& t, const TapFactors<A>& factors, int channels,
@@ -83,14 +93,7 @@ __device__ __forceinline__ void reduce(const TapTiles& t, const TapFactors<A>& f
     A sum[kTapRows][kQuad] = {};
     add_product(
         factors.reduce(p) + first, factors.padded_rank(p), factors.depth(p),
-        [&](int c) __attribute__((always_inline)) {
-          Quad<A> low = x.quad(c, cell);
-          const Quad<A> high = x.quad(channels - 1 - c, cell);
-#pragma unroll
-          for (int e = 0; e < kQuad; ++e) low.of[e] = fma(sign, high.of[e], low.of[e]);
-          return low;
-        },
-        sum);
+        [&](int c) __attribute__((always_inline)) { return folded(x, channels, c, cell, sign); }, sum);
 #pragma unroll
     for (int r = 0; r < kTapRows; ++r) put_quad(inner, (row + r) * t.far_pitch + cell, sum[r]);
   });
@@ -117,14 +120,7 @@ __device__ __forceinline__ void expand(const TapTiles& t, const TapFactors<A>& f
       const A sign = p ? A(-1) : A(1);
       add_product(
           table, plan.filter_rows, factors.depth(p),
-          [&](int c) __attribute__((always_inline)) {
-            Quad<A> low = x.quad(c, cell);
-            const Quad<A> high = x.quad(channels - 1 - c, cell);
-#pragma unroll
-            for (int e = 0; e < kQuad; ++e) low.of[e] = fma(sign, high.of[e], low.of[e]);
-            return low;
-          },
-          sum);
+          [&](int c) __attribute__((always_inline)) { return folded(x, channels, c, cell, sign); }, sum);
     }
 #pragma unroll
     for (int r = 0; r < kTapRows; ++r) put_quad(z, (2 * (filter + r) + p) * t.far_pitch + cell, sum[r]);

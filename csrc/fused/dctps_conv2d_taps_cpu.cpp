@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "common/gemm_tile.h"
+#include "common/integers.h"
 #include "common/parallel.h"
 #include "common/workspace.h"
 #include "patch/tap_plan.h"
@@ -22,8 +23,6 @@ constexpr int64_t kStored = kLanes<A> > kFilters ? kLanes<A> : kFilters;
 // at 512 channels. More only where a tile would be mostly edge.
 constexpr int64_t kTileBytes = 3 << 19, kMostTileBytes = 3 << 20;
 constexpr int64_t kFewestVectors = 16, kMostVectors = 64;
-
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Rows of cells an odd number of cache lines apart, so that they do not meet in one set of the cache.
 template <class A>

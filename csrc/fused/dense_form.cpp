@@ -40,7 +40,7 @@ double rows_cost(const LayerWork& w) {
   const Costs c;
   const double transform = w.has_dct ? get_plan<float>(w.m > w.n ? w.m : w.n)->cost : 0;
   const TapShape* conv = w.convolution;
-  const bool gathers = conv && (conv->groups > 1 || conv->kernel_height * conv->kernel_width > 1);
+  const bool gathers = conv && !conv->is_pointwise();
   const double input = (gathers ? c.patch_value : c.value) * double(w.n);
   const double output = c.value * double(w.m);
   const double products = w.is_backward ? 2 : 1, entries = (w.is_backward ? 3 : 1) * c.entry * double(w.nnz);
@@ -86,7 +86,7 @@ double gpu_dense_cost(const LayerWork& w, const Tensor& x) {
 double gpu_fast_cost(const LayerWork& w) {
   const GpuCosts c;
   const TapShape* conv = w.convolution;
-  const bool taps = conv && (conv->groups > 1 || w.n != conv->channels);
+  const bool taps = conv && !conv->is_pointwise();
   const double inputs = conv ? double(w.pixels_per_row * conv->channels * conv->groups) : double(w.n);
   double row = (c.value * (inputs + double(w.m)) + c.entry * double(w.nnz)) / c.served;
   if (w.has_dct) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/integers.h"
 #include "common/launch.cuh"
 #include "fused/layer_kernel.cuh"
 #include "fused/linear_rule.h"
@@ -10,7 +11,8 @@
 namespace dctps {
 namespace {
 
-constexpr int64_t align(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+// Where the next part of a piece of memory may begin.
+constexpr int64_t align(int64_t bytes) { return round_up(bytes, 16); }
 
 // Of what the DCT part leaves for the second pass, where that cannot lie in the output: so much at a time, which a
 // large GPU's L2 holds.

@@ -6,10 +6,10 @@
 #include <cstdint>
 
 #include "common/device_limits.h"
+#include "common/integers.h"
 
 namespace dctps {
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int ceil_log2(int64_t value) {
   int log = 0;
   while (int64_t(1) << log < value) ++log;

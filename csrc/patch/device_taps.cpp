@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/integers.h"
 #include "plan/device_plan.h"
 #include "plan/plan_cache.h"
 
@@ -19,8 +20,6 @@ struct OnDevice {
   DeviceTapPlan plan;
   int64_t bytes() const { return tables.numel(); }
 };
-
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Tables of 16-byte aligned parts in one piece of memory.
 class Bytes {

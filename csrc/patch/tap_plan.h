@@ -24,6 +24,9 @@ struct TapShape {
   int64_t channels;  // of one group
   int64_t filters;   // of all groups
   int64_t groups;
+
+  // Whether a patch is one whole pixel, so that the layer is linear over pixels, or over those that strides leave.
+  bool is_pointwise() const { return groups == 1 && kernel_height * kernel_width == 1; }
 };
 
 template <class A>

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/integers.h"
 #include "plan/device_plan.h"
 #include "plan/fourier.h"
 
@@ -46,7 +47,7 @@ class Writer {
 
   // Starts a table and gives its offset, as the pointer that `relocated` turns into an address.
   void* start() {
-    bytes_.resize((bytes_.size() + 15) / 16 * 16);
+    bytes_.resize(size_t(round_up(int64_t(bytes_.size()), 16)));
     return reinterpret_cast<void*>(bytes_.size());
   }
   void add(const Complex& value) {
@@ -175,7 +176,7 @@ DevicePlan device_plan_layout(int64_t q) {
   plan.is_bluestein = radices.empty() && points > 1;
   plan.size = int(plan.is_bluestein ? convolution_length(points) : points);
   if (plan.is_bluestein) radices = radices_of(plan.size);
-  plan.slots = (plan.size + 15) / 16 * 16;
+  plan.slots = int(round_up(plan.size, 16));
   plan.pass_count = int(radices.size());
 
   int64_t columns = 1;
