@@ -226,20 +226,24 @@ class Recorded : public torch::autograd::Function<Recorded> {
 
 template <size_t OpNumber>
 void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  const size_t count = op.schema().arguments().size();
   bool needed = false;
-  Tensors tensors;
-  for (const IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
+  for (const IValue& argument : torch::jit::last(*stack, count)) {
     if (!argument.isTensor()) continue;
-    tensors.push_back(argument.toTensor());
-    needed |= tensors.back().requires_grad();
+    const Tensor& tensor = argument.toTensor();
+    needed |= tensor.requires_grad();
     // Without this torch would take every tangent for zero.
     TORCH_CHECK_NOT_IMPLEMENTED(
-        !tensors.back()._fw_grad(/*level=*/0).defined(), op.schema().name(),
+        !tensor._fw_grad(/*level=*/0).defined(), op.schema().name(),
         ": forward-mode derivatives (torch.func.jvp, jacfwd, torch.autograd.forward_ad) are not implemented; "
         "use reverse mode: backward(), torch.autograd.grad, torch.autograd.functional");
   }
   if (!needed || !c10::GradMode::is_enabled()) return run(op, keys, *stack);
-  Stack arguments = torch::jit::pop(*stack, op.schema().arguments().size());
+  Stack arguments = torch::jit::pop(*stack, count);
+  Tensors tensors;
+  for (const IValue& argument : arguments) {
+    if (argument.isTensor()) tensors.push_back(argument.toTensor());
+  }
   const Tensors results = Recorded::apply(OpNumber, op, keys, arguments, at::TensorList(tensors));
   stack->insert(stack->end(), results.begin(), results.end());
 }

@@ -16,7 +16,9 @@ from .support import Support
 __all__ = ["dct", "dctps_conv2d", "dctps_linear", "idct", "sparse_linear"]
 
 _ops = torch.ops.dctps_ext
-dctps_linear_op = _ops.dctps_linear.default  # `default` saves small calls the choice of an overload
+# `default` saves small calls the choice of an overload.
+dctps_linear_op = _ops.dctps_linear.default
+dctps_conv2d_op = _ops.dctps_conv2d.default
 
 
 def dct(x: Tensor, out_features: int | None = None) -> Tensor:
@@ -187,7 +189,7 @@ def dctps_conv2d(
             f"{op}: x, support: expected kh kw channels / groups = n, got an x of {batched.shape[1]} "
             f"channels and a support of n = {n}, with kernel_size {kernel_size} and groups={groups}"
         )
-    y = _ops.dctps_conv2d(
+    y = dctps_conv2d_op(
         batched,
         values,
         support.index,
@@ -224,7 +226,7 @@ def _scalar(op: str, alpha: Tensor | float | None, x: Tensor) -> Tensor | None:
 
 def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
+    if len(pair) != 2 or not isinstance(pair[0], int) or not isinstance(pair[1], int):
         raise ValueError(f"{op}: {name}: expected an integer or two, got {value!r}")
     return pair
 

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import dctps_ext
@@ -54,6 +55,31 @@ def close(a, b, dtype=torch.float32):
 
 
 # ---- the dense twin, forward, backward
+
+
+@BOTH
+def test_tensors_that_torch_moved_elsewhere(make):
+    """The forward pass finds its tensors also where parametrize and prune moved one."""
+
+    class Doubled(nn.Module):
+        def forward(self, alpha):
+            return 2 * alpha
+
+    layer = randomize(make())
+    x, before = sample(layer), layer(sample(layer))
+    doubled = copy.deepcopy(layer)
+    nn.utils.parametrize.register_parametrization(doubled, "alpha", Doubled())
+    with torch.no_grad():
+        layer.alpha *= 2
+    close(doubled(x), layer(x))
+    assert not torch.equal(layer(x), before)
+
+    nn.utils.prune.random_unstructured(layer, "values", amount=5)
+    with torch.no_grad():
+        expected = copy.deepcopy(layer.to_dense())(x)
+    close(layer(x), expected)
+    layer(x).sum().backward()
+    assert layer.values_orig.grad.count_nonzero() == layer.nnz - 5
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -117,16 +117,21 @@ struct Convolution {
     return taps.is_pointwise() && g.stride_y == 1 && g.stride_x == 1 && g.padding_y == 0 && g.padding_x == 0;
   }
 
-  // The filters [m, C/groups, kernel_height, kernel_width] of a matrix [m, n], and back. In x's format, because
-  // torch chooses the format of a convolution by its filters too.
-  Tensor filters_of(const Tensor& matrix) const {
-    // Where both layouts are the same, contiguous() would leave strides that look like the other format's.
-    if (format == at::MemoryFormat::Contiguous && (taps.channels == 1 || n == taps.channels))
-      return matrix.view({m, taps.channels, geometry.kernel_height, geometry.kernel_width});
-    const Tensor taps = matrix.view({m, geometry.kernel_height, geometry.kernel_width, -1});
-    return taps.permute({0, 3, 1, 2}).contiguous(format);
+  // What dense_weight is to count as taps, so that its matrix is the filters' memory in x's format: torch chooses the
+  // format of a convolution by its filters too.
+  int64_t taps_of_filters() const {
+    return format == at::MemoryFormat::Contiguous ? geometry.kernel_height * geometry.kernel_width : 1;
   }
-  Tensor matrix_of(const Tensor& filters) const { return filters.permute({0, 2, 3, 1}).reshape({m, n}); }
+  // The filters [m, C/groups, kernel_height, kernel_width] that such a matrix is, and back.
+  Tensor filters_of(const Tensor& matrix) const {
+    const ConvGeometry& g = geometry;
+    if (format == at::MemoryFormat::Contiguous)
+      return matrix.view({m, taps.channels, g.kernel_height, g.kernel_width});
+    return matrix.view({m, g.kernel_height, g.kernel_width, taps.channels}).permute({0, 3, 1, 2});
+  }
+  Tensor matrix_of(const Tensor& filters) const {
+    return (format == at::MemoryFormat::Contiguous ? filters : filters.permute({0, 2, 3, 1})).reshape({m, n});
+  }
 };
 
 // A GPU has one kernel for convolutions, by taps, beside that for linear layers.
@@ -181,7 +186,7 @@ Tensor dctps_conv2d(const Tensor& x, const Tensor& values, const Tensor& index, 
       choose_form(op, algorithm, conv.work(x.size(0), s.matrix.nnz, alpha_operand.given(), false), x);
   if (form == Form::dense) {
     const NoAutocast guard;
-    const Tensor filters = conv.filters_of(dense_weight(s, alpha_operand, x));
+    const Tensor filters = conv.filters_of(dense_weight(s, alpha_operand, x, conv.taps_of_filters()));
     return at::conv2d(x, filters, bias, stride, padding, dilation, groups).contiguous(conv.format);
   }
   const bool is_linear = form == Form::rows && conv.is_linear();
@@ -235,11 +240,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dctps_conv2d_backward(
     const Tensor nothing = at::empty({0}, x.options());
     const bool wants_weight = output_mask[1] || output_mask[2];
     const auto [dx, d_filters, dbias] = at::convolution_backward(
-        dy, x, conv.filters_of(dense_weight(s, alpha_operand, x)), at::IntArrayRef{conv.m}, stride, padding,
-        dilation,
+        dy, x, conv.filters_of(dense_weight(s, alpha_operand, x, conv.taps_of_filters())),
+        at::IntArrayRef{conv.m}, stride, padding, dilation,
         /*transposed=*/false, /*output_padding=*/{0, 0}, groups, {wants_dx, wants_weight, output_mask[3]});
-    const auto [dvalues, dalpha] = gradients_of_dense_weight(
-        wants_weight ? conv.matrix_of(d_filters) : nothing, s, alpha_operand, output_mask);
+    const auto [dvalues, dalpha] =
+        gradients_of_dense_weight(wants_weight ? conv.matrix_of(d_filters) : nothing, s, alpha_operand,
+                                  output_mask, conv.taps_of_filters());
     return {wants_dx ? dx.contiguous(conv.format) : nothing, dvalues, dalpha,
             output_mask[3] ? dbias : nothing};
   }

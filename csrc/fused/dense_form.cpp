@@ -97,40 +97,50 @@ double gpu_fast_cost(const LayerWork& w) {
 }
 #endif
 
-// D [m, n], kept where it is small, because there the dense form is taken again and again.
-Tensor dct_matrix(int64_t m, int64_t n, const Tensor& like) {
+// D [m, n], its columns as in dense_weight; kept where it is small, because there the dense form is taken again and
+// again.
+Tensor dct_matrix(int64_t m, int64_t n, int64_t taps, const Tensor& like) {
   constexpr int64_t kKeptEntries = 1 << 16;
   static std::mutex mutex;
   static auto* const kept =
-      new std::map<std::tuple<int64_t, int64_t, at::ScalarType, c10::DeviceType, c10::DeviceIndex>, Tensor>;
-  const auto key = std::make_tuple(m, n, like.scalar_type(), like.device().type(), like.device().index());
+      new std::map<std::tuple<int64_t, int64_t, int64_t, at::ScalarType, c10::DeviceType, c10::DeviceIndex>,
+                   Tensor>;
+  const auto key =
+      std::make_tuple(m, n, taps, like.scalar_type(), like.device().type(), like.device().index());
   std::lock_guard<std::mutex> lock(mutex);
   const auto known = kept->find(key);
   if (known != kept->end()) return known->second;
   // Row k of idct(I) is row k of D, row i of dct(I) is column i of D: by way of the smaller identity.
-  const Tensor matrix =
+  Tensor matrix =
       m <= n ? idct(at::eye(m, like.options()), n) : dct(at::eye(n, like.options()), m).t().contiguous();
+  if (taps > 1) matrix = matrix.view({m, taps, -1}).transpose(1, 2).reshape({m, n});
   if (m * n <= kKeptEntries) kept->emplace(key, matrix);
   return matrix;
 }
 
-template <class A, class Body>
-void for_each_entry(const SparseMatrix& s, const Body& body) {
+template <class Body>
+void for_each_entry(const SparseMatrix& s, int64_t taps, const Body& body) {
+  const int64_t channels = s.n / taps;
   for (int64_t r = 0; r < s.m; ++r) {
-    for (int32_t t = s.crow[r]; t < s.crow[r + 1]; ++t) body(t, r * s.n + s.col[t]);
+    for (int32_t t = s.crow[r]; t < s.crow[r + 1]; ++t) {
+      const int64_t col = s.col[t];
+      body(t, r * s.n + (taps == 1 ? col : col % channels * taps + col / channels));
+    }
   }
 }
 
 // The place of every entry in W, laid out flat; for a GPU, which torch's kernels serve without a wait. (On a CPU their
 // calls would cost more than the sums.)
-Tensor entry_places(const SparseOperand& s) {
+Tensor entry_places(const SparseOperand& s, int64_t taps) {
   const int64_t nnz = s.matrix.nnz;
   auto part = [&](const int32_t* data) {  // of the index tensor
     return s.index.narrow(0, data - s.index.const_data_ptr<int32_t>(), nnz).to(at::kLong);
   };
   const Tensor row = at::empty({nnz}, s.index.options().dtype(at::kLong))
                          .index_copy_(0, part(s.matrix.perm), part(s.matrix.row));
-  return row * s.matrix.n + part(s.matrix.col);
+  const Tensor col = part(s.matrix.col);
+  const int64_t channels = s.matrix.n / taps;
+  return row * s.matrix.n + (taps == 1 ? col : col.remainder(channels) * taps + col.div(channels, "floor"));
 }
 
 }  // namespace
@@ -161,40 +171,41 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
   return taps < rows ? Form::taps : Form::rows;
 }
 
-Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like) {
+Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like, int64_t taps) {
   const SparseMatrix& matrix = s.matrix;
   const auto options = s.values.options();
-  Tensor weight = alpha.given() ? dct_matrix(matrix.m, matrix.n, s.values) * alpha.tensor
+  Tensor weight = alpha.given() ? dct_matrix(matrix.m, matrix.n, taps, s.values) * alpha.tensor
                                 : at::zeros({matrix.m, matrix.n}, options);
   if (takes_cuda_kernels(weight.device())) {
-    weight.view({-1}).index_add_(0, entry_places(s), s.values);
+    weight.view({-1}).index_add_(0, entry_places(s, taps), s.values);
     return weight.to(like.scalar_type());
   }
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "dense_weight", [&] {
     const scalar_t* values = s.values.const_data_ptr<scalar_t>();
     scalar_t* entries = weight.mutable_data_ptr<scalar_t>();
-    for_each_entry<scalar_t>(matrix, [&](int32_t t, int64_t place) { entries[place] += values[t]; });
+    for_each_entry(matrix, taps, [&](int32_t t, int64_t place) { entries[place] += values[t]; });
   });
   return weight.to(like.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> gradients_of_dense_weight(const Tensor& gradient, const SparseOperand& s,
-                                                     const Operand& alpha, std::array<bool, 4> output_mask) {
+                                                     const Operand& alpha, std::array<bool, 4> output_mask,
+                                                     int64_t taps) {
   Tensor dvalues = at::empty({0}, gradient.options()), dalpha = dvalues;
   const Tensor wide = gradient.to(s.values.scalar_type()).contiguous();
   if (output_mask[1] && takes_cuda_kernels(wide.device())) {
-    dvalues = wide.view({-1}).index_select(0, entry_places(s)).to(gradient.scalar_type());
+    dvalues = wide.view({-1}).index_select(0, entry_places(s, taps)).to(gradient.scalar_type());
   } else if (output_mask[1]) {
     Tensor sums = at::empty({s.matrix.nnz}, wide.options());
     AT_DISPATCH_FLOATING_TYPES(wide.scalar_type(), "gradients_of_dense_weight", [&] {
       const scalar_t* entries = wide.const_data_ptr<scalar_t>();
       scalar_t* results = sums.mutable_data_ptr<scalar_t>();
-      for_each_entry<scalar_t>(s.matrix, [&](int32_t t, int64_t place) { results[t] = entries[place]; });
+      for_each_entry(s.matrix, taps, [&](int32_t t, int64_t place) { results[t] = entries[place]; });
     });
     dvalues = sums.to(gradient.scalar_type());
   }
   if (output_mask[2] && alpha.given()) {
-    const Tensor matrix = dct_matrix(s.matrix.m, s.matrix.n, s.values);
+    const Tensor matrix = dct_matrix(s.matrix.m, s.matrix.n, taps, s.values);
     dalpha = (matrix * wide).sum(at::kDouble).to(gradient.scalar_type());
   }
   return {dvalues, dalpha};

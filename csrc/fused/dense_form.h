@@ -31,11 +31,13 @@ enum class Form { rows, taps, dense };
 // torch.use_deterministic_algorithms, because torch's products do not promise bits across batches and threads.
 Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& work, const Tensor& x);
 
-// alpha D + S [m, n] in like's dtype.
-Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like);
+// alpha D + S [m, n] in like's dtype. `taps`, more than 1: the columns in the order (channel, tap) of torch's filters,
+// made so from the start, where the layer's own order is (tap, channel).
+Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like, int64_t taps = 1);
 
-// dvalues and dalpha out of the gradient of the dense weight, [m, n]; mask as in ParameterGradients.
+// dvalues and dalpha out of the gradient of that weight; mask as in ParameterGradients.
 std::tuple<Tensor, Tensor> gradients_of_dense_weight(const Tensor& gradient, const SparseOperand& s,
-                                                     const Operand& alpha, std::array<bool, 4> output_mask);
+                                                     const Operand& alpha, std::array<bool, 4> output_mask,
+                                                     int64_t taps = 1);
 
 }  // namespace dctps

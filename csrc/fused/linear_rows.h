@@ -14,7 +14,9 @@ struct RowsOperand {
   Rows view;
 
   explicit RowsOperand(const Tensor& tensor)
-      : matrix(tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.reshape({-1, tensor.size(-1)})) {
+      : matrix(tensor.dim() == 2   ? tensor  // itself: a view would cost as much as a tiny product
+               : tensor.dim() == 1 ? tensor.unsqueeze(0)
+                                   : tensor.reshape({-1, tensor.size(-1)})) {
     view = {matrix.numel() ? const_cast<void*>(matrix.const_data_ptr()) : nullptr, matrix.stride(0),
             matrix.stride(1)};
   }

@@ -157,18 +157,23 @@ class DCTpSConv2d(DCTpSLayer):
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._pads(), mode=self.padding_mode)
-            padding = 0
+            padding = (0, 0)
+        geometry = self.kernel_size, self.stride, padding, self.dilation, self.groups
+        if input.dim() == 4 and input.shape[1] == self.in_channels and not isinstance(padding, str):
+            # ops.dctps_conv2d without what the layer itself has seen to, as in DCTpSLinear.
+            values, support_index, alpha, bias = self._operands()
+            return ops.dctps_conv2d_op(
+                input, values, support_index, alpha, bias, self.out_channels, *geometry, self.algorithm
+            )
+        kernel_size, *rest = geometry
         return ops.dctps_conv2d(
             input,
             self.values,
             self.support,
             self.alpha,
             self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            kernel_size=self.kernel_size,
+            *rest,
+            kernel_size=kernel_size,
             algorithm=self.algorithm,
         )
 

@@ -104,12 +104,13 @@ class DCTpSLinear(DCTpSLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Runs the forward pass: [..., in_features] -> [..., out_features]."""
         # ops.dctps_linear without what the layer itself has seen to: a tenth of the time of a small call.
+        values, support_index, alpha, bias = self._operands()
         return ops.dctps_linear_op(
             input,
-            self.values,
-            self.support_index,
-            self.alpha,
-            self.bias,
+            values,
+            support_index,
+            alpha,
+            bias,
             self.out_features,
             self.in_features,
             self.algorithm,
