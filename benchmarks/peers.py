@@ -606,8 +606,12 @@ def _(problem, pass_):
     return Peer(backward, without_alpha, lacks=("alpha",), note=note)
 
 
+def _layout_name(last):
+    return "channels_last" if last else "NCHW"
+
+
 def _both_layouts(make):
-    """The ways of a convolution: NCHW and channels_last."""
+    """The ways of a convolution or a network: NCHW and channels_last."""
     return lambda problem, pass_: [make(problem, pass_, last) for last in (False, True)]
 
 
@@ -617,51 +621,56 @@ def _(problem, pass_, last):
     module = problem.dense()
     if last:
         module = module.to(memory_format=torch.channels_last)
-    note = "channels_last" if last else "NCHW"
-    return _module_peer(problem, module, pass_, _dense_gradients(problem, module), ("alpha",), note, last)
+    gradients = _dense_gradients(problem, module)
+    return _module_peer(problem, module, pass_, gradients, ("alpha",), _layout_name(last), last)
 
 
 @peer(DCTPS, ("conv",))
 @_both_layouts
 def _(problem, pass_, last):
     module = problem.layer()
-    note = "channels_last" if last else "NCHW"
-    return _module_peer(problem, module, pass_, _our_gradients(module), (), note, last)
+    return _module_peer(problem, module, pass_, _our_gradients(module), (), _layout_name(last), last)
 
 
 # ---- networks
 
 
-def _network_peer(problem, source, pass_, of="whole"):
-    model = problem.on_device(source)
+def _network_peer(problem, source, pass_, last, of="whole"):
+    layout = torch.channels_last if last else torch.contiguous_format
+    model = problem.on_device(source).to(memory_format=layout)
     model.train(pass_ == "step")
+    inputs = [x.contiguous(memory_format=layout) for x in problem.inputs]
 
     @torch.no_grad()
     def inference(i):
-        return model(problem.inputs[i])
+        return model(inputs[i])
 
     def step(i):
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(problem.inputs[i]), problem.labels).backward()
+        F.cross_entropy(model(inputs[i]), problem.labels).backward()
 
     def result():
         # Of a copy, so that batch norm's statistics are those of the twin whatever was run before.
-        return problem.run(problem.on_device(source), pass_)
+        return problem.run(problem.on_device(source).to(memory_format=layout), pass_, layout)
 
     held = held_bytes(*model.parameters(), *model.buffers())
-    return Peer(step if pass_ == "step" else inference, result, of=of, held_bytes=held)
+    call = step if pass_ == "step" else inference
+    return Peer(call, result, of=of, held_bytes=held, note=_layout_name(last))
 
 
 @peer(DENSE, ("network",))
-def _(problem, pass_):
-    return _network_peer(problem, dctps_ext.to_dense(problem.converted), pass_)
+@_both_layouts
+def _(problem, pass_, last):
+    return _network_peer(problem, dctps_ext.to_dense(problem.converted), pass_, last)
 
 
 @peer(DCTPS, ("network",))
-def _(problem, pass_):
-    return _network_peer(problem, problem.converted, pass_)
+@_both_layouts
+def _(problem, pass_, last):
+    return _network_peer(problem, problem.converted, pass_, last)
 
 
 @peer(PLAIN, ("network",))
-def _(problem, pass_):
-    return _network_peer(problem, problem.sparse, pass_, "sparse")
+@_both_layouts
+def _(problem, pass_, last):
+    return _network_peer(problem, problem.sparse, pass_, last, "sparse")

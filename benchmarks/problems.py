@@ -419,10 +419,10 @@ class Network:
     def pick(self, name, tensor):
         return tensor
 
-    def run(self, model, pass_):
-        """name -> tensor: what `model` gives for the checked images."""
+    def run(self, model, pass_, layout=torch.contiguous_format):
+        """name -> tensor: what `model` gives for the checked images, laid out so."""
         dtype = next(model.parameters()).dtype
-        x, labels = self.checked[0].to(dtype, copy=True), self.checked[1]
+        x, labels = self.checked[0].to(dtype, copy=True, memory_format=layout), self.checked[1]
         model.train(pass_ == "step")
         if pass_ != "step":
             with torch.no_grad():
