@@ -38,7 +38,8 @@ class Scope:
         conv: `Case` fields. networks: (model, batch). auto: (sizes, densities, batches).
         grid: (q, densities); one number of threads.
         memory: sizes. storage: (model, density).
-        rounds, seconds: of interleaving: `seconds` end a pass early, but not before five rounds.
+        rounds, seconds, stretch_seconds: of interleaving: `seconds` end a pass early, but not before five
+            rounds; a peer's turn takes at least `stretch_seconds`.
     """
 
     transforms: tuple = ()
@@ -59,6 +60,7 @@ class Scope:
     storage: tuple = ()
     rounds: int = 21
     seconds: float = 1.0
+    stretch_seconds: float = 20e-3
 
 
 def _conv(channels, size, batch, kernel=3, out=None, **more):
@@ -88,6 +90,7 @@ SCOPES = {
         storage=(("lenet5", 0.01),),
         rounds=2,
         seconds=0.0,
+        stretch_seconds=0.0,
     ),
     # `make demo`: under a minute on 2 cores.
     "demo": Scope(
@@ -109,6 +112,7 @@ SCOPES = {
         storage=(("lenet5", 0.01),),
         rounds=7,
         seconds=0.1,
+        stretch_seconds=5e-3,
     ),
     # For committed results: about 10 minutes.
     "standard": Scope(
@@ -284,13 +288,16 @@ def _measure(scope, case, pass_):
                 return [], notes  # without the package's own there is nothing to compare
             continue
         if len(checked) > 1:
-            times = interleave([way for way, _ in checked], inputs, 3, entry.name, clock=clock)
+            ways = [way for way, _ in checked]
+            times = interleave(
+                ways, inputs, 3, entry.name, clock=clock, stretch_seconds=scope.stretch_seconds
+            )
             best = min(range(len(checked)), key=lambda k: times[k].median)
             checked = [checked[best]]
         peers.append(checked[0][0])
         errors.append(checked[0][1])
     title = f"{case.title}, {pass_}, {case.dtype}"
-    timings = interleave(peers, inputs, scope.rounds, title, scope.seconds, clock)
+    timings = interleave(peers, inputs, scope.rounds, title, scope.seconds, clock, scope.stretch_seconds)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     rows = []
     for peer, timing, error in zip(peers, timings, errors, strict=True):

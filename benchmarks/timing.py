@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from dctps_ext.pruning.cost import peak_of
 
-MINIMUM_SECONDS = 2e-3  # a timed stretch is at least this long, so that the clock's reading does not count
 FEWEST_ROUNDS = 5  # a limit in seconds never leaves fewer
 SLEEP_CYCLES = 1_000_000  # about half a millisecond of a GPU
 
@@ -120,12 +119,15 @@ def gpu_seconds(work):
     return begin.elapsed_time(end) / 1e3
 
 
-def interleave(peers, inputs, rounds, description="timing", seconds=math.inf, clock=wall_seconds):
+def interleave(
+    peers, inputs, rounds, description="timing", seconds=math.inf, clock=wall_seconds, stretch_seconds=0.0
+):
     """Time peers in interleaved rounds, so that a disturbance of the machine falls on all of them.
 
     Each round times every peer once, starting with another one each time; a timed stretch is as many calls as
-    fill `MINIMUM_SECONDS`, each on the next of `inputs` inputs. One stretch of each before the rounds is the
-    warm-up. Slow peers may end it early: once `seconds` have passed in `FEWEST_ROUNDS` rounds or more.
+    fill `stretch_seconds`, each on the next of `inputs` inputs. Long stretches show the steady state: in the
+    first milliseconds after another peer's turn, caches hold that one's data. One stretch of each before the
+    rounds is the warm-up. Slow peers may end it early, once `seconds` have passed in `FEWEST_ROUNDS` rounds.
     `clock(work)` measures a stretch: `wall_seconds`, or `gpu_seconds` where peers work on a GPU.
 
     Returns:
@@ -145,7 +147,7 @@ def interleave(peers, inputs, rounds, description="timing", seconds=math.inf, cl
 
     for k in range(len(peers)):
         stretch(k, inputs)
-    calls = [max(1, math.ceil(MINIMUM_SECONDS / stretch(k, 1))) for k in range(len(peers))]
+    calls = [max(1, math.ceil(stretch_seconds / stretch(k, 1))) for k in range(len(peers))]
     measured = [[] for _ in peers]
     begin = time.perf_counter()
     for r in tqdm(range(rounds), desc=description, unit="round", leave=False, mininterval=0.5, disable=None):

@@ -54,8 +54,7 @@ def test_validate_refuses_a_wrong_result(result):
         timing.validate(make_peer("culprit", lambda: result), {"y": (torch.ones(3), None)}, 1e-5)
 
 
-def test_interleave_times_every_peer_in_every_round(monkeypatch):
-    monkeypatch.setattr(timing, "MINIMUM_SECONDS", 0.0)
+def test_interleave_times_every_peer_in_every_round():
     log = []
     three = [make_peer(name, call=lambda i, name=name: log.append((name, i))) for name in "abc"]
     timings = timing.interleave(three, inputs=2, rounds=4)
@@ -66,10 +65,14 @@ def test_interleave_times_every_peer_in_every_round(monkeypatch):
         assert inputs == [k % 2 for k in range(len(inputs))]  # each call on the next input
 
 
-def test_interleave_ends_early_when_slow(monkeypatch):
-    monkeypatch.setattr(timing, "MINIMUM_SECONDS", 0.0)
+def test_interleave_ends_early_when_slow():
     assert len(timing.interleave([make_peer()], 1, 40, seconds=0.0)[0].samples) == timing.FEWEST_ROUNDS
     assert len(timing.interleave([make_peer()], 1, 3, seconds=0.0)[0].samples) == 3
+
+
+def test_interleave_calls_until_a_stretch_is_filled():
+    timings = timing.interleave([make_peer()], 1, 2, clock=lambda work: work() or 1.0, stretch_seconds=7.5)
+    assert timings[0].calls == 8  # of a second each, by this clock
 
 
 def test_page_faults_are_counted_per_call():
@@ -181,6 +184,18 @@ LINEAR = Case("linear", "linear", m=24, n=24, density=0.1, batch=3)
 CONV = Case("conv", "conv", m=4, n=4, density=0.1, batch=2, kernel=3, size=5)
 
 
+def record_timing(monkeypatch):
+    """The names of the peers that the suite times from now on; the clock always says a second."""
+    timed = []
+
+    def interleave(listed, inputs, rounds, *more, **options):
+        timed.extend(peer.name for peer in listed)
+        return [timing.Timing((1.0,) * rounds, 1) for _ in listed]
+
+    monkeypatch.setattr(suite, "interleave", interleave)
+    return timed
+
+
 @pytest.mark.parametrize("case", [LINEAR, CONV], ids=["linear", "conv"])
 @pytest.mark.parametrize("spoilt", ["y", "dx", "values", "alpha"])
 def test_a_wrong_layer_is_never_timed(monkeypatch, case, spoilt):
@@ -201,14 +216,8 @@ def test_a_wrong_layer_is_never_timed(monkeypatch, case, spoilt):
                 getattr(self, spoilt).register_hook(spoil)
         return forward(self, x)
 
-    timed = []
-
-    def timer(listed, inputs, rounds, description="", seconds=0.0, clock=None):
-        timed.extend(peer.name for peer in listed)
-        return [timing.Timing((1.0,) * rounds, 1) for _ in listed]
-
     monkeypatch.setattr(layer_type, "forward", wrong)
-    monkeypatch.setattr(suite, "interleave", timer)
+    timed = record_timing(monkeypatch)
     with pytest.raises(timing.WrongResult, match=rf"^DCTpS .*: {spoilt} is off by"):
         suite.measure(TINY, case, "step")
     assert "DCTpS" not in timed
@@ -216,12 +225,13 @@ def test_a_wrong_layer_is_never_timed(monkeypatch, case, spoilt):
 
 def test_a_wrong_network_is_never_timed(monkeypatch):
     case = Case("networks", "network", density=0.05, model="lenet5", batch=2)
-    monkeypatch.setattr(suite, "interleave", None)
+    timed = record_timing(monkeypatch)
     forward = dctps_ext.DCTpSConv2d.forward
     monkeypatch.setattr(dctps_ext.DCTpSConv2d, "forward", lambda self, x: forward(self, x) * 1.1)
     for pass_ in ("inference", "step"):
-        with pytest.raises(timing.WrongResult, match="^DCTpS: y is off by"):
+        with pytest.raises(timing.WrongResult, match=r"^DCTpS \(NCHW\): y is off by"):
             suite.measure(TINY, case, pass_)
+    assert "DCTpS" not in timed
 
 
 def test_peers_without_a_kernel_are_left_out_and_named(monkeypatch):
