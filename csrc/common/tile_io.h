@@ -31,32 +31,59 @@ struct Lanes {
   }
 };
 
-// square[0 .. count-1] = elements first .. first + count - 1 of all lanes, count <= kLanes. The rest is overwritten.
+// The square of whole vectors at element `first` of rows that are contiguous and all present: nearly every one. In
+// functions of their own, because an array that some branch indexes by a variable is kept in memory in all of them,
+// and then each of these moves costs two.
 template <class E>
-DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int count,
-                              Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {
+DCTPS_INLINE void load_whole_square(const Lanes<const E>& from, int64_t first, Vec<Accumulator<E>>* to) {
+  constexpr int L = kLanes<Accumulator<E>>;
+  Vec<Accumulator<E>> square[L];
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) square[l] = load(from.lane[l] + first);
+  transpose<Accumulator<E>>(square);
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) to[l] = square[l];
+}
+
+template <class E>
+DCTPS_INLINE void store_whole_square(const Lanes<E>& to, int64_t first, const Vec<Accumulator<E>>* from) {
+  constexpr int L = kLanes<Accumulator<E>>;
+  Vec<Accumulator<E>> square[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) square[i] = from[i];
+  transpose<Accumulator<E>>(square);
+  if (to.streaming) {
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) stream(to.lane[l] + first, square[l]);
+  } else {
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) store(to.lane[l] + first, square[l]);
+  }
+}
+
+// to[0 .. count-1] = elements first .. first + count - 1 of all lanes, count <= kLanes. The rest of to[0 .. kLanes-1]
+// may be overwritten.
+template <class E>
+DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int count, Vec<Accumulator<E>>* to) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
   if (from.stride == 1) {
-    if (count == L && from.all_present()) {  // nearly always: no lane is looked at twice
-      for (int l = 0; l < L; ++l) square[l] = load(from.lane[l] + first);
-    } else if (count == L) {
-      for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load(from.lane[l] + first) : Vec<A>{};
-    } else {
-      for (int l = 0; l < L; ++l) {
-        square[l] = from.lane[l] ? load_partial(from.lane[l] + first, count) : Vec<A>{};
-      }
+    if (count == L && from.all_present()) return load_whole_square(from, first, to);
+    Vec<A> square[L];
+    for (int l = 0; l < L; ++l) {
+      square[l] = from.lane[l] ? load_partial(from.lane[l] + first, count) : Vec<A>{};
     }
     transpose<A>(square);
+    for (int i = 0; i < count; ++i) to[i] = square[i];
   } else if (from.are_neighbours()) {
-    for (int i = 0; i < count; ++i) square[i] = load(from.lane[0] + (first + i) * from.stride);
+    for (int i = 0; i < count; ++i) to[i] = load(from.lane[0] + (first + i) * from.stride);
   } else {
     for (int i = 0; i < count; ++i) {
       E gathered[L] = {};
       for (int l = 0; l < L; ++l) {
         if (from.lane[l]) gathered[l] = from.lane[l][(first + i) * from.stride];
       }
-      square[i] = load(gathered);
+      to[i] = load(gathered);
     }
   }
 }
@@ -65,41 +92,35 @@ DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int cou
 template <class E>
 void load_tile(const Lanes<const E>& from, int64_t count, Vec<Accumulator<E>>* to) {
   constexpr int L = kLanes<Accumulator<E>>;
-  for (int64_t first = 0; first < count; first += L) {
-    Vec<Accumulator<E>> square[L];
-    const int here = count - first < L ? int(count - first) : L;
-    load_square(from, first, here, square);
-    for (int i = 0; i < here; ++i) to[first + i] = square[i];
+  int64_t first = 0;
+  if (from.stride == 1 && from.all_present()) {
+    for (; first + L <= count; first += L) load_whole_square(from, first, to + first);
+  }
+  for (; first < count; first += L) {
+    load_square(from, first, count - first < L ? int(count - first) : L, to + first);
   }
 }
 
-// Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites
-// square.
+// Elements first .. first + count - 1 of all lanes = from[0 .. count-1], count <= kLanes. Reads from[0 .. kLanes-1].
 template <class E>
 DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
-                               Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {
+                               const Vec<Accumulator<E>>* from) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
   if (to.stride == 1) {
+    if (count == L && to.all_present()) return store_whole_square(to, first, from);
+    Vec<A> square[L];
+    for (int i = 0; i < L; ++i) square[i] = from[i];
     transpose<A>(square);
-    if (count == L && to.streaming && to.all_present()) {
-      for (int l = 0; l < L; ++l) stream(to.lane[l] + first, square[l]);
-    } else {
-      for (int l = 0; l < L; ++l) {
-        if (!to.lane[l]) continue;
-        if (count == L) {
-          store(to.lane[l] + first, square[l]);
-        } else {
-          store_partial(to.lane[l] + first, square[l], count);
-        }
-      }
+    for (int l = 0; l < L; ++l) {
+      if (to.lane[l]) store_partial(to.lane[l] + first, square[l], count);
     }
   } else if (to.are_neighbours()) {
-    for (int i = 0; i < count; ++i) store(to.lane[0] + (first + i) * to.stride, square[i]);
+    for (int i = 0; i < count; ++i) store(to.lane[0] + (first + i) * to.stride, from[i]);
   } else {
     for (int i = 0; i < count; ++i) {
       E scattered[L];
-      store(scattered, square[i]);
+      store(scattered, from[i]);
       for (int l = 0; l < L; ++l) {
         if (to.lane[l]) to.lane[l][(first + i) * to.stride] = scattered[l];
       }
@@ -107,42 +128,61 @@ DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
   }
 }
 
-// Stores value(i) for 0 <= i < count as element i of all lanes.
-template <class E, class Value>
-DCTPS_INLINE void store_tile(const Lanes<E>& to, int64_t count, const Value& value) {
+// Stores value(k, i) for begin <= k < end as element k of all lanes, a square at a time: i is k's place in the square,
+// and before(first, count) is called ahead of each.
+template <class E, class Before, class Value>
+DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, const Before& before,
+                                const Value& value) {
+  using V = Vec<Accumulator<E>>;
   constexpr int L = kLanes<Accumulator<E>>;
-  for (int64_t first = 0; first < count; first += L) {
-    Vec<Accumulator<E>> square[L];
-    const int here = count - first < L ? int(count - first) : L;
-    for (int i = 0; i < here; ++i) square[i] = value(first + i);
-    for (int i = here; i < L; ++i) square[i] = Vec<Accumulator<E>>{};
-    store_square(to, first, here, square);
+  const bool whole = to.stride == 1 && to.all_present();
+  for (int64_t first = begin; first < end; first += L) {
+    const int here = end - first < L ? int(end - first) : L;
+    before(first, here);
+    if (whole && here == L) {
+      V square[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) square[i] = value(first + i, i);
+      store_whole_square(to, first, square);
+    } else {
+      V square[L] = {};
+      for (int i = 0; i < here; ++i) square[i] = value(first + i, i);
+      store_square(to, first, here, square);
+    }
   }
   if (to.streaming) end_streaming();
 }
 
-// Fetches a tile's rows into the second-level cache bit by bit, while other work goes on.
+// Stores value(i) for 0 <= i < count as element i of all lanes.
+template <class E, class Value>
+DCTPS_INLINE void store_tile(const Lanes<E>& to, int64_t count, const Value& value) {
+  store_squares(to, 0, count, [](int64_t, int) {}, [&](int64_t k, int) { return value(k); });
+}
+
+// Fetches a tile's rows into the caches bit by bit, while other work goes on.
 template <class E>
 class Prefetch {
  public:
-  // Nothing is fetched where `wanted` is false, or where rows are not contiguous.
+  // Nothing is fetched where `wanted` is false, or unless all rows are there and contiguous.
   Prefetch(const Lanes<const E>& rows, int64_t count, bool wanted)
       : rows_(rows),
-        end_(wanted && rows.stride == 1 ? kRows * ((count * int64_t(sizeof(E)) + 63) / 64) : 0) {}
+        end_(wanted && rows.stride == 1 && rows.all_present() ? count * int64_t(sizeof(E)) : 0) {}
 
-  // The next lines, as many as `elements` vectors of elements fill.
+  // The next bytes of every row, as many as `elements` vectors of elements fill.
   DCTPS_INLINE void advance(int64_t elements) {
-    const int64_t lines = elements * int64_t(kRows * sizeof(E)) / 64;
-    for (const int64_t stop = line_ + lines < end_ ? line_ + lines : end_; line_ < stop; ++line_) {
-      const E* row = rows_.lane[line_ % kRows];
-      if (row) __builtin_prefetch(reinterpret_cast<const char*>(row) + line_ / kRows * 64, 0, 2);
+    due_ += elements * int64_t(sizeof(E));
+    for (const int64_t stop = due_ < end_ ? due_ : end_; at_ < stop; at_ += 64) {
+#pragma GCC unroll 16
+      for (int l = 0; l < kRows; ++l) {
+        __builtin_prefetch(reinterpret_cast<const char*>(rows_.lane[l]) + at_);
+      }
     }
   }
 
  private:
   static constexpr int kRows = kLanes<Accumulator<E>>;
   const Lanes<const E>& rows_;
-  int64_t line_ = 0, end_;
+  int64_t at_ = 0, due_ = 0, end_;  // bytes of each row
 };
 
 }  // namespace DCTPS_ISA

@@ -153,6 +153,10 @@ class TileTransform {
     run<true>(plan_.root, work, 1, nullptr, meanwhile);
   }
 
+  // Meanwhile is called after about so many values of a leaf pass: often, because a processor drops prefetches that come
+  // in large bursts.
+  static constexpr int64_t kFewValues = 32;
+
   // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
   // order.
@@ -163,8 +167,12 @@ class TileTransform {
     const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
     const bool is_leaf = pass.real_child < 0 && pass.complex_child < 0;
     if (is_leaf) {
-      apply<Adjoint>(pass, work, blocks, input);
-      meanwhile(size * blocks);
+      const int few = size < kFewValues ? int(kFewValues / size) : 1;
+      for (int b = 0; b < blocks; b += few, work += few * size) {
+        const int here = blocks - b < few ? blocks - b : few;
+        apply<Adjoint>(pass, work, here, input);
+        meanwhile(size * here);
+      }
       return;
     }
     for (int b = 0; b < blocks; ++b, work += size) {

@@ -179,11 +179,11 @@ void backward(const Conv2dBackwardArgs& args) {
             }
             if (s.nnz && dvalues) {
               // Another group's filters do not see this patch, whatever is in it.
-              gradient += sparse_column<A>(s, values, i, scratch.dy, [&](int32_t r, V entry) {
-                entry_sums.add(r >= first && r < last ? entry * scratch.patches[i] : V{});
+              gradient += sparse_column<A>(s, values, i, scratch.dy, entry_sums, [&](int32_t r, V entry) {
+                return r >= first && r < last ? entry * scratch.patches[i] : V{};
               });
             } else if (s.nnz) {
-              gradient += sparse_column<A>(s, values, i, scratch.dy, [](int32_t, V) {});
+              gradient += sparse_column<A>(s, values, i, scratch.dy);
             }
             return gradient;
           };

@@ -170,34 +170,31 @@ void backward(const LinearBackwardArgs& args) {
       auto columns = [&, s = s, values = values](int64_t begin, int64_t end) {  // by value: see forward
         DoubleVec<A> dalpha_lanes{};
         EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
-        for (int64_t first = begin; first < end; first += L) {
-          const int here = end - first < L ? int(end - first) : L;
-          V x_square[L], dx_square[L];
-          if (wants_x) load_square<E>(x, first, here, x_square);
-          if (plan) {
-            const TileTransform<A> transform(*plan);
-            for (int c = 0; c < here; ++c) dx_square[c] = transform.adjoint_finish(work, first + c);
-            if (dalpha) {
-              V lanes{};
-              for (int c = 0; c < here; ++c) lanes += dx_square[c] * x_square[c];
-              dalpha_lanes += __builtin_convertvector(lanes, DoubleVec<A>);
-            }
-            for (int c = 0; c < here; ++c) dx_square[c] *= alpha;
-          } else {
-            for (V& gradient : dx_square) gradient = V{};
-          }
+        V x_square[L] = {}, sparse[L] = {}, products{};  // products: of a square, for dalpha
+        auto before = [&](int64_t first, int here) {
+          dalpha_lanes += __builtin_convertvector(products, DoubleVec<A>);
+          products = V{};
+          if (wants_x) load_square(x, first, here, x_square);
           if (s.nnz && dvalues) {
             for (int c = 0; c < here; ++c) {
-              dx_square[c] += sparse_column<A>(
-                  s, values, first + c, dy, [&](int32_t, V entry) { entry_sums.add(entry * x_square[c]); });
+              sparse[c] = sparse_column<A>(s, values, first + c, dy, entry_sums,
+                                           [&](int32_t, V entry) { return entry * x_square[c]; });
             }
           } else if (s.nnz) {
-            for (int c = 0; c < here; ++c) {
-              dx_square[c] += sparse_column<A>(s, values, first + c, dy, [](int32_t, V) {});
-            }
+            for (int c = 0; c < here; ++c) sparse[c] = sparse_column<A>(s, values, first + c, dy);
           }
-          if (wants_dx) store_square(dx, first, here, dx_square);
+        };
+        if (plan) {
+          const TileTransform<A> transform(*plan);
+          store_squares(dx, begin, end, before, [&, alpha = alpha](int64_t k, int c) {
+            const V gradient = transform.adjoint_finish(work, k);
+            products += gradient * x_square[c];
+            return gradient * alpha + sparse[c];
+          });
+        } else {
+          store_squares(dx, begin, end, before, [&](int64_t, int c) { return sparse[c]; });
         }
+        dalpha_lanes += __builtin_convertvector(products, DoubleVec<A>);
         dalpha_part += lane_sum<A>(dalpha_lanes);
         if (dvalues) entry_sums.finish();
       };
@@ -210,7 +207,6 @@ void backward(const LinearBackwardArgs& args) {
       } else if (wants_dx || dalpha) {
         columns(0, args.n);
       }
-      if (streams) end_streaming();
       if (dbias || dalpha) {
         adding(column_sections, [&] {
           if (dbias) add_lane_sums<A>(dy, args.m, dbias_sum);

@@ -9,72 +9,98 @@
 namespace dctps {
 namespace DCTPS_ISA {
 
-// (S x)[r] of all lanes; x [n].
+// The sum of x[index[t]] * values[t] over begin <= t < end.
 template <class A>
-DCTPS_INLINE Vec<A> sparse_row(const SparseMatrix& s, int64_t r, const Vec<A>* x) {
-  const A* values = static_cast<const A*>(s.values);
-  const int64_t end = s.crow[r + 1];
+DCTPS_INLINE Vec<A> gathered_sum(const int32_t* index, const A* values, int64_t begin, int64_t end,
+                                 const Vec<A>* x) {
   Vec<A> even{}, odd{};  // two chains, because one would wait for each multiply-add
-  int64_t t = s.crow[r];
+  int64_t t = begin;
   for (; t + 2 <= end; t += 2) {
-    even += x[s.col[t]] * values[t];
-    odd += x[s.col[t + 1]] * values[t + 1];
+    even += x[index[t]] * values[t];
+    odd += x[index[t + 1]] * values[t + 1];
   }
-  if (t < end) even += x[s.col[t]] * values[t];
+  if (t < end) even += x[index[t]] * values[t];
   return even + odd;
 }
 
-// The gradient of S's values, in column order: sums[t] += sum over lanes of the products that add() is given, one
-// for each entry in turn. The lanes are summed for kLanes entries together.
+// (S x)[r] of all lanes; x [n].
+template <class A>
+DCTPS_INLINE Vec<A> sparse_row(const SparseMatrix& s, int64_t r, const Vec<A>* x) {
+  return gathered_sum(s.col, static_cast<const A*>(s.values), s.crow[r], s.crow[r + 1], x);
+}
+
+// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order.
+template <class A>
+DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v) {
+  return gathered_sum(s.row, values, s.ccol[c], s.ccol[c + 1], v);
+}
+
+// The gradient of S's values, in column order: first[t] += sum over lanes of entry t's product. The lanes are summed
+// for kLanes entries together.
 template <class A>
 class EntrySums {
  public:
   using V = Vec<A>;
+  static constexpr int kMost = 2 * kLanes<A>;  // entries added in turn
 
   explicit EntrySums(A* first) : next_(first) {}
 
-  DCTPS_INLINE void add(V product) {
-    pending_[count_++] = product;
-    if (count_ == kLanes<A>) {
-      store(next_, load(next_) + sum_lanes<A>(pending_));
-      next_ += kLanes<A>;
-      count_ = 0;
+  // Where the products of the next entries go, up to kMost of them; added(entries) must follow.
+  V* place() { return pending_ + count_; }
+
+  DCTPS_INLINE void added(int entries) {
+    count_ += entries;
+    if (count_ < kFull) return;
+    int done = 0;
+    for (; done + L <= count_; done += L, next_ += L) {
+      V square[L];
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) square[l] = pending_[done + l];
+      store(next_, load(next_) + sum_lanes<A>(square));
     }
+    count_ -= done;
+    for (int l = 0; l < count_; ++l) pending_[l] = pending_[done + l];
   }
 
   // The last few; must be called at the end.
   void finish() {
-    if (!count_) return;
-    for (int l = count_; l < kLanes<A>; ++l) pending_[l] = V{};
-    const V sums = sum_lanes<A>(pending_);
-    store_partial(next_, load_partial(next_, count_) + sums, count_);
+    for (int done = 0; done < count_; done += L, next_ += L) {
+      const int here = count_ - done < L ? count_ - done : L;
+      V square[L];
+      for (int l = 0; l < L; ++l) square[l] = l < here ? pending_[done + l] : V{};
+      store_partial(next_, load_partial(next_, here) + sum_lanes<A>(square), here);
+    }
   }
 
  private:
+  static constexpr int L = kLanes<A>, kFull = 2 * L;
   A* next_;
   int count_ = 0;
-  V pending_[kLanes<A>];
+  V pending_[kFull + kMost];
 };
 
-// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order. each(r, v[r]) is called for every
-// entry, in row r.
-template <class A, class Each>
+// As above; and product(r, v[r]) of every entry goes to `sums`.
+template <class A, class Product>
 DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v,
-                                  const Each& each) {
+                                  EntrySums<A>& sums, const Product& product) {
   const int64_t end = s.ccol[c + 1];
   Vec<A> even{}, odd{};
-  auto add = [&](Vec<A>& sum, int64_t t) {
-    const int32_t r = s.row[t];
-    const Vec<A> entry = v[r];
-    sum += entry * values[t];
-    each(r, entry);
-  };
-  int64_t t = s.ccol[c];
-  for (; t + 2 <= end; t += 2) {
-    add(even, t);
-    add(odd, t + 1);
+  for (int64_t t = s.ccol[c]; t < end;) {
+    const int64_t begin = t, stop = end - t < sums.kMost ? end : t + sums.kMost;
+    Vec<A>* const to = sums.place() - t;
+    auto add = [&](Vec<A>& sum, int64_t entry) {
+      const int32_t r = s.row[entry];
+      const Vec<A> value = v[r];
+      sum += value * values[entry];
+      to[entry] = product(r, value);
+    };
+    for (; t + 2 <= stop; t += 2) {
+      add(even, t);
+      add(odd, t + 1);
+    }
+    if (t < stop) add(even, t++);
+    sums.added(int(stop - begin));
   }
-  if (t < end) add(even, t);
   return even + odd;
 }
 
