@@ -100,19 +100,19 @@ class TileTransform {
   using V = Vec<A>;
 
   explicit TileTransform(const Plan<A>& plan)
-      : plan_(plan), finish_(plan.finish.data()), adjoint_finish_(plan.adjoint_finish.data()) {}
+      : plan_(plan), finish_(plan.finish.data()), adjoint_order_(plan.adjoint_order.data()) {}
 
   // From x [length] (zero-padded; left as it is) to work [work_size], of which finish(work, k) reads y[k].
   // Meanwhile calls meanwhile(v) now and then, after v more of the values have been worked on.
   template <class Meanwhile>
   void forward(const V* x, V* work, Meanwhile&& meanwhile) const {
     if (plan_.is_bluestein()) {
-      combine_all(plan_.start, x, work);
+      combine_all(plan_.start.data(), plan_.work_size, x, work);
       convolve(work, A(1), meanwhile);
     } else if (plan_.root < 0) {
       work[0] = x[0];
     } else {
-      run<false>(plan_.root, work, 1, x, meanwhile);
+      run<false>(plan_.root, work, 1, x, nullptr, meanwhile);
     }
   }
   DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(finish_[k], work); }
@@ -120,28 +120,32 @@ class TileTransform {
   // The transpose: from v [length], of which adjoint_finish(work, i) reads x[i].
   template <class Meanwhile>
   void adjoint(const V* v, V* work, Meanwhile&& meanwhile) const {
-    combine_all(plan_.adjoint_start, v, work);
+    const Combine<A>* const start = plan_.adjoint_start.data();
     if (plan_.is_bluestein()) {
+      combine_all(start, plan_.work_size, v, work);
       convolve(work, A(-1), meanwhile);
-    } else if (plan_.root >= 0) {
-      run<true>(plan_.root, work, 1, nullptr, meanwhile);
+      combine_all(plan_.adjoint_finish.data(), plan_.length, work, work);
+    } else if (plan_.root < 0) {
+      combine_all(start, 1, v, work);
+    } else {
+      run<true>(plan_.root, work, 1, v, start, meanwhile);
     }
   }
-  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return combine(adjoint_finish_[i], work); }
+  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return work[adjoint_order_[i]]; }
 
  private:
   static DCTPS_INLINE V combine(const Combine<A>& term, const V* from) {
     return from[term.a] * term.ca + from[term.b] * term.cb;
   }
 
-  static void combine_all(const std::vector<Combine<A>>& terms, const V* from, V* to) {
-    for (size_t p = 0; p < terms.size(); ++p) to[p] = combine(terms[p], from);
+  static void combine_all(const Combine<A>* terms, int64_t count, const V* from, V* to) {
+    for (int64_t p = 0; p < count; ++p) to[p] = combine(terms[p], from);
   }
 
   // Convolution with the kernel whose spectrum the plan holds; sign = -1 takes the conjugate spectrum.
   template <class Meanwhile>
   void convolve(V* work, A sign, Meanwhile& meanwhile) const {
-    run<false>(plan_.root, work, 1, nullptr, meanwhile);
+    run<false>(plan_.root, work, 1, nullptr, nullptr, meanwhile);
     for (int s = 0;
          s < plan_.work_size;) {  // the passes end in pairs: one real part, then its imaginary part
       const A re = plan_.spectrum[size_t(s)], im = plan_.spectrum[size_t(s + 1)] * sign;
@@ -150,36 +154,46 @@ class TileTransform {
       work[s] = r;
       s += 2;
     }
-    run<true>(plan_.root, work, 1, nullptr, meanwhile);
+    run<true>(plan_.root, work, 1, nullptr, nullptr, meanwhile);
   }
 
   // Meanwhile is called after about so many values of a leaf pass: often, because a processor drops prefetches that come
   // in large bursts.
   static constexpr int64_t kFewValues = 32;
 
+  // The adjoint's first values are made for so many places at a time, to be worked on while they are in the nearest
+  // cache. A pass over more of them has no children of length 1, which no pass would make.
+  static constexpr int64_t kNearValues = 256;
+  static_assert(kNearValues >= 2 * kMaxRadix);
+
   // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
-  // order.
+  // order. The first pass reads `input`, if any; that of the adjoint through the combinations `start`.
   template <bool Adjoint, class Meanwhile>
-  void run(int number, V* work, int blocks, const V* input, Meanwhile& meanwhile) const {
+  void run(int number, V* work, int blocks, const V* input, const Combine<A>* start,
+           Meanwhile& meanwhile) const {
     if (number < 0) return;
     const Pass<A>& pass = plan_.passes[size_t(number)];
     const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
     const bool is_leaf = pass.real_child < 0 && pass.complex_child < 0;
-    if (is_leaf) {
-      const int few = size < kFewValues ? int(kFewValues / size) : 1;
-      for (int b = 0; b < blocks; b += few, work += few * size) {
-        const int here = blocks - b < few ? blocks - b : few;
-        apply<Adjoint>(pass, work, here, input);
-        meanwhile(size * here);
+    const int few = is_leaf && size < kFewValues ? int(kFewValues / size) : 1;
+    for (int b = 0; b < blocks; b += few, work += few * size) {
+      const int here = blocks - b < few ? blocks - b : few;
+      const Combine<A>* below = Adjoint && start ? start + b * size : nullptr;
+      if (below && size <= kNearValues) {
+        combine_all(below, here * size, input, work);
+        below = nullptr;
       }
-      return;
-    }
-    for (int b = 0; b < blocks; ++b, work += size) {
-      if (!Adjoint) apply<Adjoint>(pass, work, 1, input);
-      run<Adjoint>(pass.real_child, work, pass.real_children, nullptr, meanwhile);
-      run<Adjoint>(pass.complex_child, work + int64_t(pass.real_children) * pass.real_child_length,
-                   pass.complex_children, nullptr, meanwhile);
+      if (!Adjoint || is_leaf) apply<Adjoint>(pass, work, here, Adjoint ? nullptr : input);
+      if (is_leaf) {
+        meanwhile(size * here);
+        continue;
+      }
+      const int64_t real_size = int64_t(pass.real_children) * pass.real_child_length;
+      const V* const values = below ? input : nullptr;
+      run<Adjoint>(pass.real_child, work, pass.real_children, values, below, meanwhile);
+      run<Adjoint>(pass.complex_child, work + real_size, pass.complex_children, values,
+                   below ? below + real_size : nullptr, meanwhile);
       if (Adjoint) apply<Adjoint>(pass, work, 1, nullptr);
     }
   }
@@ -389,7 +403,9 @@ class TileTransform {
   }
 
   const Plan<A>& plan_;
-  const Combine<A>*const finish_, *const adjoint_finish_;  // here, not looked up after every store
+  // Here, not looked up after every store.
+  const Combine<A>* const finish_;
+  const int32_t* const adjoint_order_;
 };
 
 }  // namespace DCTPS_ISA

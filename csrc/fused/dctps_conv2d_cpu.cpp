@@ -168,8 +168,20 @@ void backward(const Conv2dBackwardArgs& args) {
 
           if (shape.plan) TileTransform<A>(*shape.plan).adjoint(scratch.dy, scratch.work, [](int64_t) {});
 
+          if (dvalues) {
+            EntrySums<A> entry_sums(scratch.dvalues);
+            for (int64_t i = 0; i < shape.n; ++i) {
+              entry_sums.add(s.ccol[i], s.ccol[i + 1], [&](V* to, int64_t t, int count) {
+                for (int e = 0; e < count; ++e) {
+                  // Another group's filters do not see this patch, whatever is in it.
+                  const int32_t r = s.row[t + e];
+                  to[e] = r >= first && r < last ? scratch.dy[r] * scratch.patches[i] : V{};
+                }
+              });
+            }
+            entry_sums.finish();
+          }
           V dalpha_lanes{};
-          EntrySums<A> entry_sums(scratch.dvalues);
           auto gradient_of = [&](int64_t i) {
             V gradient{};
             if (shape.plan) {
@@ -177,15 +189,7 @@ void backward(const Conv2dBackwardArgs& args) {
               if (dalpha) dalpha_lanes += gradient * scratch.patches[i];
               gradient *= shape.alpha;
             }
-            if (s.nnz && dvalues) {
-              // Another group's filters do not see this patch, whatever is in it.
-              gradient += sparse_column<A>(s, values, i, scratch.dy, entry_sums, [&](int32_t r, V entry) {
-                return r >= first && r < last ? entry * scratch.patches[i] : V{};
-              });
-            } else if (s.nnz) {
-              gradient += sparse_column<A>(s, values, i, scratch.dy);
-            }
-            return gradient;
+            return s.nnz ? gradient + sparse_column<A>(s, values, i, scratch.dy) : gradient;
           };
           if (wants_dx) {
             Lanes<A> rows;
@@ -194,10 +198,9 @@ void backward(const Conv2dBackwardArgs& args) {
             store_tile<A>(rows, shape.n, gradient_of);
             tile.add_patches(args.geometry, args.x, first_image, channel, shape.channels_per_group,
                              scratch.rows, scratch.dx);
-          } else if (dvalues || dalpha) {
+          } else if (dalpha) {
             for (int64_t i = 0; i < shape.n; ++i) gradient_of(i);
           }
-          if (dvalues) entry_sums.finish();
           if (dalpha) dalpha_part += lane_sum<A>(__builtin_convertvector(dalpha_lanes, DoubleVec<A>));
           if (dbias) add_lane_sums<A>(scratch.dy + first, shape.filters_per_group, scratch.dbias + first);
         }

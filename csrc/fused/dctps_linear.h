@@ -59,8 +59,11 @@ struct BatchSums {
     if (chunks < most && chunks < kFewestChunks) chunks = 0;
   }
 
-  // Entries of ParameterSums::scratch: S's values in column order, then [chunks][nnz + m]. Without sums: nnz.
-  int64_t scratch_entries(int64_t m, int64_t nnz) const { return nnz + chunks * (nnz + m); }
+  // Entries of ParameterSums::scratch: words of places (see EntryPlaces), S's values in column order, [chunks][nnz + m].
+  static int64_t place_entries(int64_t nnz) { return 2 * (nnz / 16 + 2); }
+  int64_t scratch_entries(int64_t m, int64_t nnz) const {
+    return place_entries(nnz) + nnz + chunks * (nnz + m);
+  }
 };
 
 inline int64_t narrow_rows(DType dtype) { return dtype == DType::f64 ? 4 : 8; }

@@ -118,7 +118,9 @@ void backward(const LinearBackwardArgs& args) {
   const auto plan = transforms ? get_plan<A>(q) : nullptr;
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const SparseMatrix& s = args.s;
-  A* const values = static_cast<A*>(args.sums.scratch);  // in column order
+  const EntryPlaces places(static_cast<uint64_t*>(args.sums.scratch));
+  if (dvalues) places.fill<A>(s);
+  A* const values = static_cast<A*>(args.sums.scratch) + BatchSums::place_entries(s.nnz);  // in column order
   values_by_column(s, values);
   const int64_t workers = max_workers();
   const bool streams = args.rows * args.n * int64_t(sizeof(E)) >= kStreamBytes;
@@ -170,29 +172,33 @@ void backward(const LinearBackwardArgs& args) {
       auto columns = [&, s = s, values = values](int64_t begin, int64_t end) {  // by value: see forward
         DoubleVec<A> dalpha_lanes{};
         EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
-        V x_square[L] = {}, sparse[L] = {}, products{};  // products: of a square, for dalpha
+        V x_square[L] = {}, products{};  // products: of a square, for dalpha
         auto before = [&](int64_t first, int here) {
           dalpha_lanes += __builtin_convertvector(products, DoubleVec<A>);
           products = V{};
           if (wants_x) load_square(x, first, here, x_square);
-          if (s.nnz && dvalues) {
-            for (int c = 0; c < here; ++c) {
-              sparse[c] = sparse_column<A>(s, values, first + c, dy, entry_sums,
-                                           [&](int32_t, V entry) { return entry * x_square[c]; });
-            }
-          } else if (s.nnz) {
-            for (int c = 0; c < here; ++c) sparse[c] = sparse_column<A>(s, values, first + c, dy);
+          if (dvalues) {
+            entry_sums.add(s.ccol[first], s.ccol[first + here], [&](V* to, int64_t t, int count) {
+              const uint64_t columns_of = places.from(t);
+#pragma GCC unroll 16
+              for (int e = 0; e < count; ++e) {
+                to[e] = dy[s.row[t + e]] * x_square[columns_of >> e * places.kBits & (L - 1)];
+              }
+            });
           }
         };
         if (plan) {
           const TileTransform<A> transform(*plan);
-          store_squares(dx, begin, end, before, [&, alpha = alpha](int64_t k, int c) {
+          store_squares(dx, begin, end, before, [&, s, values, alpha = alpha](int64_t k, int c) {
             const V gradient = transform.adjoint_finish(work, k);
             products += gradient * x_square[c];
-            return gradient * alpha + sparse[c];
+            return s.nnz ? gradient * alpha + sparse_column<A>(s, values, k, dy) : gradient * alpha;
           });
+        } else if (wants_dx) {
+          store_squares(dx, begin, end, before,
+                        [&, s, values](int64_t k, int) { return sparse_column<A>(s, values, k, dy); });
         } else {
-          store_squares(dx, begin, end, before, [&](int64_t, int c) { return sparse[c]; });
+          for (int64_t c = begin; c < end; c += L) before(c, end - c < L ? int(end - c) : L);
         }
         dalpha_lanes += __builtin_convertvector(products, DoubleVec<A>);
         dalpha_part += lane_sum<A>(dalpha_lanes);

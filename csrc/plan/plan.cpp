@@ -220,11 +220,11 @@ void build_radix_plan(Plan<A>& plan) {
   plan.work_size = plan.length;
   plan.root = builder.add_pass(false, q);
   plan.order.resize(size_t(q));
-  plan.adjoint_finish.resize(size_t(q));
+  plan.adjoint_order.resize(size_t(q));
   for (int64_t j = 0; j < q; ++j) {
     const int64_t source = 2 * j < q ? 2 * j : 2 * (q - 1 - j) + 1;
     plan.order[size_t(j)] = int32_t(source);
-    plan.adjoint_finish[size_t(source)] = {int32_t(j), int32_t(j), A(1), A(0)};
+    plan.adjoint_order[size_t(source)] = int32_t(j);
   }
   std::vector<Place> places(static_cast<size_t>(q));
   builder.place(plan.root, false, 0, 0, 1, q, places);
@@ -272,6 +272,7 @@ void build_bluestein_plan(Plan<A>& plan) {
   plan.adjoint_start.assign(size_t(2 * size), nothing);
   plan.finish.resize(size_t(q));
   plan.adjoint_finish.resize(size_t(q));
+  plan.adjoint_order.resize(size_t(q));
   for (int64_t i = 0; i < q; ++i) {
     const Complex in = w(i * i);
     const Complex out = dct_scale(i, q) * w(i * i + i);
@@ -282,6 +283,7 @@ void build_bluestein_plan(Plan<A>& plan) {
     plan.adjoint_start[size_t(re)] = {re, re, A(out.real()), A(0)};
     plan.adjoint_start[size_t(im)] = {re, re, A(-out.imag()), A(0)};
     plan.adjoint_finish[size_t(i)] = {re, im, A(in.real()), A(in.imag())};
+    plan.adjoint_order[size_t(i)] = re;
   }
 }
 
@@ -297,7 +299,8 @@ int64_t vector_bytes(const std::vector<T>& values) {
 template <class A>
 int64_t Plan<A>::bytes() const {
   int64_t total = vector_bytes(order) + vector_bytes(finish) + vector_bytes(adjoint_start) +
-                  vector_bytes(adjoint_finish) + vector_bytes(start) + vector_bytes(spectrum);
+                  vector_bytes(adjoint_order) + vector_bytes(adjoint_finish) + vector_bytes(start) +
+                  vector_bytes(spectrum);
   for (const auto& pass : passes) total += vector_bytes(pass.twiddles) + vector_bytes(pass.rotations);
   return total;
 }

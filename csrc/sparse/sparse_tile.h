@@ -41,68 +41,50 @@ template <class A>
 class EntrySums {
  public:
   using V = Vec<A>;
-  static constexpr int kMost = 2 * kLanes<A>;  // entries added in turn
 
   explicit EntrySums(A* first) : next_(first) {}
 
-  // Where the products of the next entries go, up to kMost of them; added(entries) must follow.
-  V* place() { return pending_ + count_; }
-
-  DCTPS_INLINE void added(int entries) {
-    count_ += entries;
-    if (count_ < kFull) return;
-    int done = 0;
-    for (; done + L <= count_; done += L, next_ += L) {
-      V square[L];
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) square[l] = pending_[done + l];
-      store(next_, load(next_) + sum_lanes<A>(square));
+  // Entries begin .. end - 1, in turn; products(to, t, count) puts those of entries t .. t + count - 1 to `to`.
+  template <class Products>
+  DCTPS_INLINE void add(int64_t begin, int64_t end, const Products& products) {
+    int64_t t = begin;
+    if (count_) {  // the group that the last call has begun
+      const int here = end - t < L - count_ ? int(end - t) : L - count_;
+      products(pending_ + count_, t, here);
+      t += here;
+      count_ += here;
+      if (count_ < L) return;
+      add_group(pending_);
     }
-    count_ -= done;
-    for (int l = 0; l < count_; ++l) pending_[l] = pending_[done + l];
+    for (; t + L <= end; t += L) {
+      V group[L];
+      products(group, t, L);
+      add_group(group);
+    }
+    count_ = int(end - t);
+    products(pending_, t, count_);
   }
 
   // The last few; must be called at the end.
   void finish() {
-    for (int done = 0; done < count_; done += L, next_ += L) {
-      const int here = count_ - done < L ? count_ - done : L;
-      V square[L];
-      for (int l = 0; l < L; ++l) square[l] = l < here ? pending_[done + l] : V{};
-      store_partial(next_, load_partial(next_, here) + sum_lanes<A>(square), here);
-    }
+    if (!count_) return;
+    for (int l = count_; l < L; ++l) pending_[l] = V{};
+    const V sums = sum_lanes<A>(pending_);
+    store_partial(next_, load_partial(next_, count_) + sums, count_);
   }
 
  private:
-  static constexpr int L = kLanes<A>, kFull = 2 * L;
+  static constexpr int L = kLanes<A>;
+
+  DCTPS_INLINE void add_group(V (&group)[L]) {
+    store(next_, load(next_) + sum_lanes<A>(group));
+    next_ += L;
+  }
+
   A* next_;
   int count_ = 0;
-  V pending_[kFull + kMost];
+  V pending_[L];
 };
-
-// As above; and product(r, v[r]) of every entry goes to `sums`.
-template <class A, class Product>
-DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v,
-                                  EntrySums<A>& sums, const Product& product) {
-  const int64_t end = s.ccol[c + 1];
-  Vec<A> even{}, odd{};
-  for (int64_t t = s.ccol[c]; t < end;) {
-    const int64_t begin = t, stop = end - t < sums.kMost ? end : t + sums.kMost;
-    Vec<A>* const to = sums.place() - t;
-    auto add = [&](Vec<A>& sum, int64_t entry) {
-      const int32_t r = s.row[entry];
-      const Vec<A> value = v[r];
-      sum += value * values[entry];
-      to[entry] = product(r, value);
-    };
-    for (; t + 2 <= stop; t += 2) {
-      add(even, t);
-      add(odd, t + 1);
-    }
-    if (t < stop) add(even, t++);
-    sums.added(int(stop - begin));
-  }
-  return even + odd;
-}
 
 // S's values in column order; zeros where there are none, because only their gradient is wanted.
 template <class A>
@@ -110,6 +92,35 @@ void values_by_column(const SparseMatrix& s, A* by_column) {
   const A* values = static_cast<const A*>(s.values);
   for (int64_t t = 0; t < s.nnz; ++t) by_column[t] = values ? values[s.perm[t]] : A(0);
 }
+
+// The place of each entry's column in its square of kLanes columns, in column order: 16 of 4 bits in a word.
+class EntryPlaces {
+ public:
+  static constexpr int kBits = 4, kInWord = 64 / kBits;
+  static int64_t words(int64_t nnz) { return nnz / kInWord + 2; }
+
+  explicit EntryPlaces(uint64_t* words) : words_(words) {}
+
+  template <class A>
+  void fill(const SparseMatrix& s) const {
+    static_assert(kLanes<A> <= 1 << kBits);
+    std::memset(words_, 0, size_t(words(s.nnz)) * sizeof(uint64_t));
+    for (int64_t c = 0; c < s.n; ++c) {
+      for (int64_t t = s.ccol[c]; t < s.ccol[c + 1]; ++t) {
+        words_[t / kInWord] |= uint64_t(c % kLanes<A>) << t % kInWord * kBits;
+      }
+    }
+  }
+
+  // Those of entries t, t + 1, .., from the lowest bits on.
+  DCTPS_INLINE uint64_t from(int64_t t) const {
+    const int64_t word = t / kInWord, bits = t % kInWord * kBits;
+    return words_[word] >> bits | words_[word + 1] << (63 - bits) << 1;
+  }
+
+ private:
+  uint64_t* words_;
+};
 
 // Puts sums that are in column order into CSR order.
 template <class A>
