@@ -33,9 +33,9 @@ Lanes<E> lanes_of(const Rows& matrix, int64_t first, int64_t rows) {
 // themselves before they are read. (Measured: stores of 16 rows a power of two apart then cost half.)
 constexpr int64_t kStreamBytes = 8 << 20;
 
-// The rows that this thread will probably take next are fetched while the current ones are transformed. Longer
-// rows would push the current tile out of the cache.
-constexpr int64_t kPrefetchBytes = 128 << 10;
+// The rows that this thread will probably take next are fetched while the current ones are transformed, unless that is
+// more than this: it would push the current ones out of the cache.
+constexpr int64_t kPrefetchBytes = 384 << 10;
 
 template <class E>
 void forward(const LinearForwardArgs& args) {
@@ -67,7 +67,7 @@ void forward(const LinearForwardArgs& args) {
       if (plan) {  // asked here and not for every value: that costs 3% of the whole
         const TileTransform<A> transform(*plan);
         const Lanes<const E> next = lanes_of<const E>(args.x, (tile + workers) * L, args.rows);
-        Prefetch<E> prefetch(next, args.n, q * int64_t(sizeof(V)) <= kPrefetchBytes);
+        Prefetch<E> prefetch(next, args.n, args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes);
         transform.forward(x, work, [&](int64_t values) { prefetch.advance(values); });
         if (args.s.nnz || bias) {
           store_tile<E>(y, args.m,
@@ -158,7 +158,8 @@ void backward(const LinearBackwardArgs& args) {
         const int64_t next_tile = (tile + (in_chunks ? 1 : workers)) * L;
         const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile, args.rows);
         const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile, args.rows);
-        const bool prefetches = q * int64_t(sizeof(V)) <= kPrefetchBytes;
+        const int64_t elements = (wants_x ? args.m + args.n : args.m) * L;
+        const bool prefetches = elements * int64_t(sizeof(E)) <= kPrefetchBytes;
         Prefetch<E> prefetch_dy(next_dy, args.m, prefetches);
         Prefetch<E> prefetch_x(next_x, args.n, prefetches && wants_x);
         TileTransform<A>(*plan).adjoint(dy, work, [&](int64_t count) {
