@@ -56,7 +56,7 @@ void forward(const Conv2dForwardArgs& args) {
         const int64_t first = group * shape.filters_per_group;
         const Lanes<E> y = tile.template outputs<E>(args.y, first);
         auto sparse_and_bias = [&](int64_t k, V value) {
-          if (s.nnz) value += sparse_row<A>(s, k, patches);
+          if (s.nnz) value = sparse_row<A>(value, s, k, patches);
           return bias ? value + bias[k] : value;
         };
         if (shape.plan) {
@@ -189,7 +189,7 @@ void backward(const Conv2dBackwardArgs& args) {
               if (dalpha) dalpha_lanes += gradient * scratch.patches[i];
               gradient *= shape.alpha;
             }
-            return s.nnz ? gradient + sparse_column<A>(s, values, i, scratch.dy) : gradient;
+            return s.nnz ? sparse_column<A>(gradient, s, values, i, scratch.dy) : gradient;
           };
           if (wants_dx) {
             Lanes<A> rows;

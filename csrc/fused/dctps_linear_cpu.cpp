@@ -68,7 +68,7 @@ void forward(const LinearForwardArgs& args) {
       y.streaming = streaming;
       // By value: for all that the compiler knows, a store to y may change what is behind a reference.
       auto sparse_and_bias = [s = args.s, x, bias](int64_t k, V value) {
-        if (s.nnz) value += sparse_row<A>(s, k, x);
+        if (s.nnz) value = sparse_row<A>(value, s, k, x);
         return bias ? value + bias[k] : value;
       };
       if (plan) {  // asked here and not for every value: that costs 3% of the whole
@@ -200,11 +200,11 @@ void backward(const LinearBackwardArgs& args) {
           store_squares(dx, begin, end, before, [&, s, values, alpha = alpha](int64_t k, int c) {
             const V gradient = transform.adjoint_finish(work, k);
             products += gradient * x_square[c];
-            return s.nnz ? gradient * alpha + sparse_column<A>(s, values, k, dy) : gradient * alpha;
+            return s.nnz ? sparse_column<A>(gradient * alpha, s, values, k, dy) : gradient * alpha;
           });
         } else if (wants_dx) {
           store_squares(dx, begin, end, before,
-                        [&, s, values](int64_t k, int) { return sparse_column<A>(s, values, k, dy); });
+                        [&, s, values](int64_t k, int) { return sparse_column<A>(V{}, s, values, k, dy); });
         } else {
           for (int64_t c = begin; c < end; c += L) before(c, end - c < L ? int(end - c) : L);
         }

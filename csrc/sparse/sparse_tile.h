@@ -9,30 +9,36 @@
 namespace dctps {
 namespace DCTPS_ISA {
 
-// The sum of x[index[t]] * values[t] over begin <= t < end.
+// start + the sum of x[index[t]] * values[t] over begin <= t < end.
 template <class A>
-DCTPS_INLINE Vec<A> gathered_sum(const int32_t* index, const A* values, int64_t begin, int64_t end,
-                                 const Vec<A>* x) {
-  Vec<A> even{}, odd{};  // two chains, because one would wait for each multiply-add
+DCTPS_INLINE Vec<A> gathered_sum(Vec<A> start, const int32_t* index, const A* values, int64_t begin,
+                                 int64_t end, const Vec<A>* x) {
   int64_t t = begin;
-  for (; t + 2 <= end; t += 2) {
-    even += x[index[t]] * values[t];
-    odd += x[index[t + 1]] * values[t + 1];
+  if (t == end) return start;
+  if (t + 2 <= end) {
+    Vec<A> odd{};  // a second chain, because one would wait for each multiply-add
+    do {
+      start += x[index[t]] * values[t];
+      odd += x[index[t + 1]] * values[t + 1];
+      t += 2;
+    } while (t + 2 <= end);
+    start += odd;
   }
-  if (t < end) even += x[index[t]] * values[t];
-  return even + odd;
+  if (t < end) start += x[index[t]] * values[t];
+  return start;
 }
 
-// (S x)[r] of all lanes; x [n].
+// start + (S x)[r] of all lanes; x [n].
 template <class A>
-DCTPS_INLINE Vec<A> sparse_row(const SparseMatrix& s, int64_t r, const Vec<A>* x) {
-  return gathered_sum(s.col, static_cast<const A*>(s.values), s.crow[r], s.crow[r + 1], x);
+DCTPS_INLINE Vec<A> sparse_row(Vec<A> start, const SparseMatrix& s, int64_t r, const Vec<A>* x) {
+  return gathered_sum<A>(start, s.col, static_cast<const A*>(s.values), s.crow[r], s.crow[r + 1], x);
 }
 
-// (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order.
+// start + (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order.
 template <class A>
-DCTPS_INLINE Vec<A> sparse_column(const SparseMatrix& s, const A* values, int64_t c, const Vec<A>* v) {
-  return gathered_sum(s.row, values, s.ccol[c], s.ccol[c + 1], v);
+DCTPS_INLINE Vec<A> sparse_column(Vec<A> start, const SparseMatrix& s, const A* values, int64_t c,
+                                  const Vec<A>* v) {
+  return gathered_sum<A>(start, s.row, values, s.ccol[c], s.ccol[c + 1], v);
 }
 
 // The gradient of S's values, in column order: first[t] += sum over lanes of entry t's product. The lanes are summed
