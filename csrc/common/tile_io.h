@@ -129,7 +129,8 @@ DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
 }
 
 // Stores value(k, i) for begin <= k < end as element k of all lanes, a square at a time: i is k's place in the square,
-// and before(first, count) is called ahead of each.
+// and before(first, count) is called ahead of each. Unrolled, so that the values stay in registers, and that a branch
+// in value() is foretold for each place in the square by itself.
 template <class E, class Before, class Value>
 DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, const Before& before,
                                 const Value& value) {

@@ -59,8 +59,10 @@ struct BatchSums {
     if (chunks < most && chunks < kFewestChunks) chunks = 0;
   }
 
-  // Entries of ParameterSums::scratch: words of places (see EntryPlaces), S's values in column order, [chunks][nnz + m].
-  static int64_t place_entries(int64_t nnz) { return 2 * (nnz / 16 + 2); }
+  // Entries of ParameterSums::scratch: the places, S's values in column order, [chunks][nnz + m].
+  static constexpr int64_t place_entries(int64_t nnz) {
+    return place_words(nnz) * int64_t(sizeof(uint64_t) / sizeof(float));
+  }
   int64_t scratch_entries(int64_t m, int64_t nnz) const {
     return place_entries(nnz) + nnz + chunks * (nnz + m);
   }

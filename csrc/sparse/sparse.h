@@ -17,4 +17,7 @@ struct SparseMatrix {
   const void* values = nullptr;   // [nnz]
 };
 
+// The words of 64 bits that hold 4 bits for each entry (EntryPlaces in sparse_tile.h), and one more.
+constexpr int64_t place_words(int64_t nnz) { return nnz / 16 + 2; }
+
 }  // namespace dctps

@@ -103,14 +103,13 @@ void values_by_column(const SparseMatrix& s, A* by_column) {
 class EntryPlaces {
  public:
   static constexpr int kBits = 4, kInWord = 64 / kBits;
-  static int64_t words(int64_t nnz) { return nnz / kInWord + 2; }
 
-  explicit EntryPlaces(uint64_t* words) : words_(words) {}
+  explicit EntryPlaces(uint64_t* words) : words_(words) {}  // [place_words(nnz)]
 
   template <class A>
   void fill(const SparseMatrix& s) const {
     static_assert(kLanes<A> <= 1 << kBits);
-    std::memset(words_, 0, size_t(words(s.nnz)) * sizeof(uint64_t));
+    std::memset(words_, 0, size_t(place_words(s.nnz)) * sizeof(uint64_t));
     for (int64_t c = 0; c < s.n; ++c) {
       for (int64_t t = s.ccol[c]; t < s.ccol[c + 1]; ++t) {
         words_[t / kInWord] |= uint64_t(c % kLanes<A>) << t % kInWord * kBits;
