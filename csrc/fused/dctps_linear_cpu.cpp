@@ -89,6 +89,10 @@ void forward(const LinearForwardArgs& args) {
   });
 }
 
+// Entries of a column from which on S^T dy and the gradient of S's values look at dy together, column by column. Below,
+// the gradient takes the entries of kLanes columns without a look at whose they are.
+constexpr int64_t kLongColumn = 32;
+
 // Where all tiles add to one set of sums, the columns of S are dealt with in this many sections.
 constexpr int64_t kMostSections = 16;
 
@@ -125,8 +129,9 @@ void backward(const LinearBackwardArgs& args) {
   const auto plan = transforms ? get_plan<A>(q) : nullptr;
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const SparseMatrix& s = args.s;
+  const bool long_columns = dvalues && s.nnz >= kLongColumn * s.n;
   const EntryPlaces places(static_cast<uint64_t*>(args.sums.scratch));
-  if (dvalues) places.fill<A>(s);
+  if (dvalues && !long_columns) places.fill<A>(s);
   A* const values = static_cast<A*>(args.sums.scratch) + BatchSums::place_entries(s.nnz);  // in column order
   values_by_column(s, values);
   const int64_t workers = max_workers();
@@ -180,12 +185,16 @@ void backward(const LinearBackwardArgs& args) {
       auto columns = [&, s = s, values = values](int64_t begin, int64_t end) {  // by value: see forward
         DoubleVec<A> dalpha_lanes{};
         EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
-        V x_square[L] = {}, products{};  // products: of a square, for dalpha
+        V x_square[L] = {}, sparse[L] = {}, products{};  // products: of a square, for dalpha
         auto before = [&](int64_t first, int here) {
           dalpha_lanes += __builtin_convertvector(products, DoubleVec<A>);
           products = V{};
           if (wants_x) load_square(x, first, here, x_square);
-          if (dvalues) {
+          if (long_columns) {
+            for (int c = 0; c < here; ++c) {
+              sparse[c] = sparse_column<A>(V{}, s, values, first + c, dy, x_square[c], entry_sums);
+            }
+          } else if (dvalues) {
             entry_sums.add(s.ccol[first], s.ccol[first + here], [&](V* to, int64_t t, int count) {
               const uint64_t columns_of = places.from(t);
 #pragma GCC unroll 16
@@ -195,16 +204,22 @@ void backward(const LinearBackwardArgs& args) {
             });
           }
         };
+        SparseMatrix rest = s;  // what has not been looked at before
+        if (long_columns) rest.nnz = 0;
+        auto sparse_part = [&sparse, rest, values, dy](V start, int64_t k, int c) {
+          start += sparse[c];
+          return rest.nnz ? sparse_column<A>(start, rest, values, k, dy) : start;
+        };
         if (plan) {
           const TileTransform<A> transform(*plan);
-          store_squares(dx, begin, end, before, [&, s, values, alpha = alpha](int64_t k, int c) {
+          store_squares(dx, begin, end, before, [&, sparse_part, alpha = alpha](int64_t k, int c) {
             const V gradient = transform.adjoint_finish(work, k);
             products += gradient * x_square[c];
-            return s.nnz ? sparse_column<A>(gradient * alpha, s, values, k, dy) : gradient * alpha;
+            return sparse_part(gradient * alpha, k, c);
           });
         } else if (wants_dx) {
           store_squares(dx, begin, end, before,
-                        [&, s, values](int64_t k, int) { return sparse_column<A>(V{}, s, values, k, dy); });
+                        [sparse_part](int64_t k, int c) { return sparse_part(V{}, k, c); });
         } else {
           for (int64_t c = begin; c < end; c += L) before(c, end - c < L ? int(end - c) : L);
         }

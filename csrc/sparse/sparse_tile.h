@@ -92,6 +92,24 @@ class EntrySums {
   V pending_[L];
 };
 
+// As sparse_column, and x_c v[r] of every entry goes to `sums`: one look at v for both.
+template <class A>
+DCTPS_INLINE Vec<A> sparse_column(Vec<A> start, const SparseMatrix& s, const A* values, int64_t c,
+                                  const Vec<A>* v, Vec<A> x_c, EntrySums<A>& sums) {
+  Vec<A> odd{};  // as in gathered_sum; by the entry's number, so that groups of any length give the same bits
+  sums.add(s.ccol[c], s.ccol[c + 1], [&](Vec<A>* to, int64_t t, int count) {
+    if (t % 2) std::swap(start, odd);
+#pragma GCC unroll 16
+    for (int e = 0; e < count; ++e) {
+      const Vec<A> entry = v[s.row[t + e]];
+      (e % 2 ? odd : start) += entry * values[t + e];
+      to[e] = entry * x_c;
+    }
+    if (t % 2) std::swap(start, odd);
+  });
+  return start + odd;
+}
+
 // S's values in column order; zeros where there are none, because only their gradient is wanted.
 template <class A>
 void values_by_column(const SparseMatrix& s, A* by_column) {
