@@ -70,8 +70,12 @@ DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int cou
   if (from.stride == 1) {
     if (count == L && from.all_present()) return load_whole_square(from, first, to);
     Vec<A> square[L];
-    for (int l = 0; l < L; ++l) {
-      square[l] = from.lane[l] ? load_partial(from.lane[l] + first, count) : Vec<A>{};
+    if (count == L) {
+      for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load(from.lane[l] + first) : Vec<A>{};
+    } else {
+      for (int l = 0; l < L; ++l) {
+        square[l] = from.lane[l] ? load_partial(from.lane[l] + first, count) : Vec<A>{};
+      }
     }
     transpose<A>(square);
     for (int i = 0; i < count; ++i) to[i] = square[i];
@@ -101,26 +105,29 @@ void load_tile(const Lanes<const E>& from, int64_t count, Vec<Accumulator<E>>* t
   }
 }
 
-// Elements first .. first + count - 1 of all lanes = from[0 .. count-1], count <= kLanes. Reads from[0 .. kLanes-1].
+// Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites square.
 template <class E>
 DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
-                               const Vec<Accumulator<E>>* from) {
+                               Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
   if (to.stride == 1) {
-    if (count == L && to.all_present()) return store_whole_square(to, first, from);
-    Vec<A> square[L];
-    for (int i = 0; i < L; ++i) square[i] = from[i];
+    if (count == L && to.all_present()) return store_whole_square(to, first, square);
     transpose<A>(square);
     for (int l = 0; l < L; ++l) {
-      if (to.lane[l]) store_partial(to.lane[l] + first, square[l], count);
+      if (!to.lane[l]) continue;
+      if (count == L) {
+        store(to.lane[l] + first, square[l]);
+      } else {
+        store_partial(to.lane[l] + first, square[l], count);
+      }
     }
   } else if (to.are_neighbours()) {
-    for (int i = 0; i < count; ++i) store(to.lane[0] + (first + i) * to.stride, from[i]);
+    for (int i = 0; i < count; ++i) store(to.lane[0] + (first + i) * to.stride, square[i]);
   } else {
     for (int i = 0; i < count; ++i) {
       E scattered[L];
-      store(scattered, from[i]);
+      store(scattered, square[i]);
       for (int l = 0; l < L; ++l) {
         if (to.lane[l]) to.lane[l][(first + i) * to.stride] = scattered[l];
       }
@@ -146,8 +153,9 @@ DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, 
       for (int i = 0; i < L; ++i) square[i] = value(first + i, i);
       store_whole_square(to, first, square);
     } else {
-      V square[L] = {};
+      V square[L];
       for (int i = 0; i < here; ++i) square[i] = value(first + i, i);
+      for (int i = here; i < L; ++i) square[i] = V{};
       store_square(to, first, here, square);
     }
   }

@@ -233,6 +233,10 @@ void backward(const LinearBackwardArgs& args) {
           const int64_t end = (part + 1) * column_blocks / column_sections * L;
           adding(part, [&] { columns(begin, end < args.n ? end : args.n); });
         }
+      } else if (plan && !s.nnz && !dalpha) {  // D^T dy alone
+        const TileTransform<A> transform(*plan);
+        store_tile<E>(dx, args.n,
+                      [=, alpha = alpha](int64_t k) { return transform.adjoint_finish(work, k) * alpha; });
       } else if (wants_dx || dalpha) {
         columns(0, args.n);
       }

@@ -127,11 +127,16 @@ class EntryPlaces {
   template <class A>
   void fill(const SparseMatrix& s) const {
     static_assert(kLanes<A> <= 1 << kBits);
-    std::memset(words_, 0, size_t(place_words(s.nnz)) * sizeof(uint64_t));
+    constexpr uint64_t kOnes = ~uint64_t(0) / ((1 << kBits) - 1);  // 1 in every place
+    words_[0] = words_[place_words(s.nnz) - 1] = words_[place_words(s.nnz) - 2] = 0;
     for (int64_t c = 0; c < s.n; ++c) {
-      for (int64_t t = s.ccol[c]; t < s.ccol[c + 1]; ++t) {
-        words_[t / kInWord] |= uint64_t(c % kLanes<A>) << t % kInWord * kBits;
-      }
+      const int64_t t = s.ccol[c], end = s.ccol[c + 1], bits = t % kInWord * kBits;
+      if (t == end) continue;
+      const uint64_t place =
+          uint64_t(c % kLanes<A>) * kOnes;  // up to the word's end: later columns overwrite that
+      int64_t word = t / kInWord;
+      words_[word] = (words_[word] & ((uint64_t(1) << bits) - 1)) | place << bits;
+      while (++word * kInWord < end) words_[word] = place;
     }
   }
 
