@@ -168,6 +168,18 @@ DCTPS_INLINE void store_tile(const Lanes<E>& to, int64_t count, const Value& val
   store_squares(to, 0, count, [](int64_t, int) {}, [&](int64_t k, int) { return value(k); });
 }
 
+// The same where value() is too much code to be unrolled.
+template <class E, class Value>
+DCTPS_INLINE void store_tile_rolled(const Lanes<E>& to, int64_t count, const Value& value) {
+  Vec<Accumulator<E>> square[kLanes<Accumulator<E>>] = {};
+  store_squares(
+      to, 0, count,
+      [&](int64_t first, int here) {
+        for (int i = 0; i < here; ++i) square[i] = value(first + i);
+      },
+      [&](int64_t, int i) { return square[i]; });
+}
+
 // Fetches a tile's rows into the caches bit by bit, while other work goes on.
 template <class E>
 class Prefetch {

@@ -62,12 +62,12 @@ void forward(const Conv2dForwardArgs& args) {
         if (shape.plan) {
           const TileTransform<A> transform(*shape.plan);
           transform.forward(patches, work, [](int64_t) {});
-          store_tile<E>(y, shape.filters_per_group, [&](int64_t k) {
+          store_tile_rolled<E>(y, shape.filters_per_group, [&](int64_t k) {
             return sparse_and_bias(first + k, transform.finish(work, first + k) * shape.alpha);
           });
         } else {
-          store_tile<E>(y, shape.filters_per_group,
-                        [&](int64_t k) { return sparse_and_bias(first + k, V{}); });
+          store_tile_rolled<E>(y, shape.filters_per_group,
+                               [&](int64_t k) { return sparse_and_bias(first + k, V{}); });
         }
       }
     };
@@ -195,7 +195,7 @@ void backward(const Conv2dBackwardArgs& args) {
             Lanes<A> rows;
             rows.stride = 1;
             for (int l = 0; l < L; ++l) rows.lane[l] = scratch.rows + l * shape.n;
-            store_tile<A>(rows, shape.n, gradient_of);
+            store_tile_rolled<A>(rows, shape.n, gradient_of);
             tile.add_patches(args.geometry, args.x, first_image, channel, shape.channels_per_group,
                              scratch.rows, scratch.dx);
           } else if (dalpha) {
