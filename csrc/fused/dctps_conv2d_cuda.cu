@@ -19,6 +19,8 @@ namespace {
 
 // Of rows of cells: an odd number of quads, so that eight rows' quads are in all banks.
 constexpr int64_t cell_pitch(int64_t cells) { return (ceil_div(cells, kQuad) | 1) * kQuad; }
+// Of cells of 16-bit values, side by side: an odd number of four words, so that fragments are in all banks.
+constexpr int64_t fragment_pitch(int64_t values) { return (ceil_div(values, kMmaSlab) | 1) * kMmaSlab; }
 
 // One axis of a convolution in cells, without the cut into tiles. `size`: of the input and of the output.
 TapAxisTile make_axis(int64_t kernel, int64_t stride, int64_t dilation, int64_t padding) {
@@ -56,18 +58,30 @@ struct TileWork {
   int64_t batch, near_rows, near_columns;  // near cells of an image
   int64_t far_channels, near_channels;     // of a group
   int64_t groups;
-  int64_t inner_rows;  // 0: no thin product
+  int64_t inner_rows;       // 0: no thin product
+  const DeviceTapMma* mma;  // null: not in the tensor form
   bool has_dct, wants_x, is_transposed;
 };
+
+// The tensor form's tables where a call takes it: by the type, the device and the shape (tensor_products).
+const DeviceTapMma* tensor_form(DType dtype, const DeviceTapPlan* taps, bool has_dct,
+                                const DeviceLimits& limits) {
+  return has_dct && has_tensor_form(dtype, limits) && taps->mma.rows ? &taps->mma : nullptr;
+}
 
 // Rows of the real and the imaginary part that a tile of a group's filters goes through.
 int64_t inner_size(const TileWork& w) {
   return w.inner_rows ? w.inner_rows : w.is_transposed ? w.near_channels : w.far_channels;
 }
 
-void place(TapTiles& t, const TileWork& w, bool in_shared) {
+void place(TapTiles& t, const TileWork& w, TapForm form) {
   const int64_t e = element_bytes(w.dtype), a = accumulator_bytes(w.dtype);
   const int64_t pitch = w.is_transposed ? t.near_pitch : t.far_pitch;
+  const bool on_tensor_cores = form == TapForm::tensor;
+  if (on_tensor_cores) {
+    t.tile_pitch = int(fragment_pitch(round_up(w.far_channels, kMmaDepth)));
+    t.inner_pitch = int(fragment_pitch(w.mma->rows));
+  }
   int64_t bytes = 0;
   auto take = [&](int64_t size) {
     const int64_t begin = bytes;
@@ -80,13 +94,41 @@ void place(TapTiles& t, const TileWork& w, bool in_shared) {
   t.places.far_offsets = take(8 * t.far_pitch);
   t.places.near_offsets = take(8 * t.near_pitch);
   t.places.dx_offsets = take(w.is_transposed ? 8 * t.near_pitch : 0);
-  t.places.tile = take(in_shared ? w.far_channels * t.far_pitch * e : 0);
-  t.places.inner = take(w.inner_rows * pitch * a);
-  t.places.combined = take(w.has_dct ? 2 * kTapFilters * pitch * a : 0);
-  t.places.results = take((w.is_transposed ? 2 * kTapFolds : kTapFilters) * t.near_pitch * a);
+  t.places.tile = take(on_tensor_cores              ? (t.far_cells + 1) * int64_t(t.tile_pitch) * e
+                       : form == TapForm::in_shared ? w.far_channels * t.far_pitch * e
+                                                    : 0);
+  t.places.inner = take(on_tensor_cores ? (w.is_transposed ? t.near_cells : t.far_cells) * t.inner_pitch * e
+                                        : w.inner_rows * pitch * a);
+  t.places.slabs = take(on_tensor_cores && !w.is_transposed ? 8 * w.mma->expand.steps : 0);
+  const bool has_sums = w.has_dct && !on_tensor_cores;
+  t.places.combined = take(has_sums ? 2 * kTapFilters * pitch * a : 0);
+  const int64_t filters = on_tensor_cores ? kMmaFilters : kTapFilters;
+  t.places.results = take((w.is_transposed ? 2 * kTapFolds : filters) * t.near_pitch * a);
   t.places.x = take(w.wants_x ? 2 * kTapFolds * t.near_pitch * e : 0);
-  t.places.weights = take(w.has_dct ? 2 * kTapFilters * int64_t(t.rows.kernel + t.columns.kernel) * a : 0);
+  t.places.weights = take(has_sums ? 2 * kTapFilters * int64_t(t.rows.kernel + t.columns.kernel) * a : 0);
   t.places.bytes = int(std::min<int64_t>(bytes, std::numeric_limits<int>::max()));
+}
+
+// Estimated instructions of a thread for a tile in the tensor form.
+double tensor_cost(const TapTiles& t, const TileWork& w) {
+  auto rounds = [](double items, double each) { return std::ceil(items / each); };
+  auto product = [&](const DeviceFragments& a, double tiles, double cells) {
+    constexpr double kStep = 40;  // of a task, one fragment deep
+    return rounds(rounds(tiles, kTaskTiles) * rounds(cells, kTaskCells), kTapWarps) * a.steps * kStep;
+  };
+  double cost = 600 + 8 * rounds(double(w.far_channels) / 2 * t.far_cells, kTapThreads) +
+                10 * rounds(double(w.near_channels * t.near_cells), kTapThreads);
+  if (w.is_transposed) {
+    const double chunks = rounds(double(w.near_channels), 2 * kTapFolds);
+    cost += product(w.mma->gather, w.mma->gather.tiles, t.near_cells) +
+            chunks * (100 + product(w.mma->unreduce, 2, t.near_cells));
+  } else {
+    const double chunks = rounds(double(w.near_channels), kMmaFilters);
+    const double tiles = std::min(kMmaFilters / kMmaRows, w.mma->expand.tiles);
+    cost += product(w.mma->reduce, w.mma->reduce.tiles, t.far_cells) +
+            chunks * (100 + product(w.mma->expand, tiles, t.near_cells));
+  }
+  return cost;
 }
 
 // Estimated instructions of a thread for a tile: nothing was measured.
@@ -117,7 +159,7 @@ double tile_cost(const TapTiles& t, const TileWork& w) {
 
 struct TileRule {
   TapTiles tiles = {};
-  bool in_shared = true;
+  TapForm form = TapForm::in_shared;
 
   TileRule(const TileWork& w, const TapAxisTile& rows, const TapAxisTile& columns,
            const DeviceLimits& limits) {
@@ -126,7 +168,9 @@ struct TileRule {
     constexpr int64_t kReserved = 1024;           // shared memory that the system takes for each block
     constexpr double kAlone = 1.3, kInPlace = 3;  // a block alone on its multiprocessor; far cells left in L2
     double least = std::numeric_limits<double>::infinity();
-    for (bool shared : {true, false}) {
+    for (TapForm f : {TapForm::tensor, TapForm::in_shared, TapForm::in_place}) {
+      const bool on_tensor_cores = f == TapForm::tensor;
+      if (on_tensor_cores && !w.mma) continue;
       for (int64_t height : kSizes) {
         for (int64_t width : kSizes) {
           for (int64_t images : kImages) {
@@ -140,20 +184,22 @@ struct TileRule {
             if (near > kMostNearCells || far > std::numeric_limits<int16_t>::max()) continue;
             t.tiles = ceil_div(w.batch, images) * t.rows.tiles * t.columns.tiles;
             t.near_cells = int(near), t.far_cells = int(far);
-            t.near_pitch = int(cell_pitch(near)), t.far_pitch = int(cell_pitch(far));
+            t.near_pitch = int(cell_pitch(on_tensor_cores ? round_up(near, kMmaColumns) : near));
+            t.far_pitch = int(cell_pitch(on_tensor_cores ? far + 1 : far));
             t.strips = int(ceil_div(t.rows.near, kStrip));
-            place(t, w, shared);
+            place(t, w, f);
             if (t.places.bytes > limits.shared_bytes_per_block) continue;
             const int64_t fitting =
                 std::clamp<int64_t>(limits.shared_bytes_per_sm / (t.places.bytes + kReserved), 1, 2);
             const int64_t waves = ceil_div(t.tiles * w.groups, limits.sm_count * fitting);
-            const double cost = double(waves * fitting) * tile_cost(t, w) * (fitting == 1 ? kAlone : 1) *
-                                (shared ? 1 : kInPlace);
-            if (cost < least) least = cost, tiles = t, in_shared = shared;
+            const double cost = double(waves * fitting) *
+                                (on_tensor_cores ? tensor_cost(t, w) : tile_cost(t, w)) *
+                                (fitting == 1 ? kAlone : 1) * (f == TapForm::in_place ? kInPlace : 1);
+            if (cost < least) least = cost, tiles = t, form = f;
           }
         }
       }
-      if (tiles.places.bytes) return;  // in place only where nothing else is possible
+      if (tiles.places.bytes) return;  // each form only where those before it are not possible
     }
     throw std::runtime_error("dctps_conv2d: a kernel of " + std::to_string(rows.kernel) + "x" +
                              std::to_string(columns.kernel) + " does not fit in " +
@@ -172,6 +218,7 @@ TileRule forward_rule(const Conv2dForwardArgs& args, const DeviceTapPlan* taps, 
                    .near_channels = args.y.channels / g.groups,
                    .groups = g.groups,
                    .inner_rows = args.alpha ? taps->inner_rows : 0,
+                   .mma = tensor_form(args.dtype, taps, args.alpha, limits),
                    .has_dct = args.alpha != nullptr,
                    .wants_x = false,
                    .is_transposed = false},
@@ -220,12 +267,26 @@ struct BackwardRule {
                      .near_channels = args.x.channels / g.groups,
                      .groups = g.groups,
                      .inner_rows = transforms(args) ? taps->inner_rows : 0,
+                     .mma = tensor_form(args.dtype, taps, transforms(args), limits),
                      .has_dct = transforms(args),
                      .wants_x = wants_x(args),
                      .is_transposed = true},
                     rows, columns, limits);
   }
 };
+
+// Launches the kernel of a form; `kernel` makes it from a config.
+template <class E, class Args, class Kernel>
+void launch_form(TapForm form, const char* name, const Grid& grid, void* stream, const Args& args,
+                 const Kernel& kernel) {
+  if constexpr (sizeof(E) == 2) {
+    if (form == TapForm::tensor)
+      return launch(kernel(TapConfig<E, TapForm::tensor>{}), name, grid, stream, args);
+  }
+  launch(form == TapForm::in_shared ? kernel(TapConfig<E, TapForm::in_shared>{})
+                                    : kernel(TapConfig<E, TapForm::in_place>{}),
+         name, grid, stream, args);
+}
 
 template <class E>
 void launch_forward(const Conv2dForwardArgs& args, const CudaContext& context) {
@@ -244,9 +305,9 @@ void launch_forward(const Conv2dForwardArgs& args, const CudaContext& context) {
                                .values = static_cast<const A*>(args.s.values),
                                .plan = context.taps ? *context.taps : DeviceTapPlan{},
                                .tiles = rule.tiles};
-  launch(rule.in_shared ? tap_forward_kernel<TapConfig<E, true>> : tap_forward_kernel<TapConfig<E, false>>,
-         "conv2d_forward", {rule.tiles.tiles * call.groups, kTapThreads, rule.tiles.places.bytes},
-         context.stream, call);
+  launch_form<E>(rule.form, "conv2d_forward",
+                 {rule.tiles.tiles * call.groups, kTapThreads, rule.tiles.places.bytes}, context.stream, call,
+                 [](auto config) { return tap_forward_kernel<decltype(config)>; });
 }
 
 template <class E>
@@ -280,10 +341,9 @@ void launch_backward(const Conv2dBackwardArgs& args, const CudaContext& context)
                                 .dalpha = args.sums.dalpha ? dalpha : nullptr,
                                 .plan = context.taps ? *context.taps : DeviceTapPlan{},
                                 .tiles = tiles};
-  launch(backward.rule.in_shared ? tap_backward_kernel<TapConfig<E, true>>
-                                 : tap_backward_kernel<TapConfig<E, false>>,
-         "conv2d_backward", {backward.chunks * call.groups, kTapThreads, tiles.places.bytes}, context.stream,
-         call);
+  launch_form<E>(backward.rule.form, "conv2d_backward",
+                 {backward.chunks * call.groups, kTapThreads, tiles.places.bytes}, context.stream, call,
+                 [](auto config) { return tap_backward_kernel<decltype(config)>; });
   if (!wants_x(args)) return;
   launch_add_up<A>({.chunks = backward.chunks,
                     .entries = s.nnz,

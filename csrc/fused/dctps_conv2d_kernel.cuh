@@ -2,17 +2,19 @@
 // the pixels that its taps see, which it loads once; no patch is ever formed.
 #pragma once
 
+#include "patch/tap_mma.cuh"
 #include "patch/tap_tile.cuh"
 
 namespace dctps {
 
-template <class Element, bool in_shared_>
+template <class Element, TapForm form_>
 struct TapConfig {
   using E = Element;
   using A = Accumulator<E>;
-  // Whether the far cells of all channels are in shared memory; otherwise they are read where they lie.
-  static constexpr bool in_shared = in_shared_;
-  using Tile = FarTile<E, in_shared>;
+  static constexpr TapForm form = form_;
+  static constexpr int filters = form == TapForm::tensor ? kMmaFilters : kTapFilters;  // at a time
+  using Tile = FarTile<E, form>;
+  static_assert(form != TapForm::tensor || sizeof(E) == 2, "tensor cores multiply 16-bit types");
 };
 
 template <class E>
@@ -137,10 +139,8 @@ __device__ __forceinline__ void add_sparse_and_bias(const TapForwardArgs<E>& arg
   int far_cell[kLaneCells];  // of the tap (0, 0)
 #pragma unroll
   for (int i = 0; i < kLaneCells; ++i) {
-    const int cell = lane + i * kWarp, line = cell / t.columns.near, image = line / t.rows.near;
-    far_cell[i] = (image * t.rows.far + (line - image * t.rows.near) * t.rows.stride) * t.columns.far +
-                  (cell - line * t.columns.near) * t.columns.stride;
-    if (cell >= t.near_cells) far_cell[i] = 0;
+    const int cell = lane + i * kWarp;
+    far_cell[i] = cell < t.near_cells ? far_cell_of(t, cell) : 0;
   }
   for (int f = int(threadIdx.x) / kWarp; f < count; f += kTapWarps) {
     const int64_t row = first + f;
@@ -204,16 +204,23 @@ __global__ void __launch_bounds__(kTapThreads, 2)
   const TapWeights<A> weights(t);
   const A alpha = args.alpha ? load(args.alpha) : A(0);
   const int64_t first_filter = int64_t(group) * args.filters;
-  if (args.alpha) {
+  if constexpr (Config::form == TapForm::tensor) {
+    place_slabs(t, args.plan.mma);
+    reduce_on_tensor_cores(t, args.plan.mma, group, x);
+    sync_block();
+  } else if (args.alpha) {
     const TapFactors<A> factors(args.plan, group);
     if (factors.is_thin) {
       reduce(t, factors, args.channels, x, inner);
       sync_block();
     }
   }
-  for (int f = 0; f < args.filters; f += kTapFilters) {
-    const int count = min(kTapFilters, args.filters - f);
-    if (args.alpha) {
+  for (int f = 0; f < args.filters; f += Config::filters) {
+    const int count = min(Config::filters, args.filters - f);
+    if constexpr (Config::form == TapForm::tensor) {
+      expand_on_tensor_cores<E>(t, args.plan.mma, group, f, alpha, results);
+      sync_block();
+    } else if (args.alpha) {
       weights.fill(args.plan, first_filter + f, count);
       expand(t, TapFactors<A>(args.plan, group), args.plan, args.channels, x, inner, f, count, z);
       sync_block();
@@ -224,7 +231,8 @@ __global__ void __launch_bounds__(kTapThreads, 2)
     sync_block();
     store_cells<E>(args.y, near_offsets, t.near_cells, t.near_pitch, count, results,
                    [&](int row) __attribute__((always_inline)) { return first_filter + f + row; });
-    if (!args.alpha) sync_block();  // otherwise there are two before `results` is in use again
+    // By taps without tensor cores there are two more before `results` is in use again.
+    if (Config::form == TapForm::tensor || !args.alpha) sync_block();
   }
 }
 
@@ -444,8 +452,12 @@ __global__ void __launch_bounds__(kTapThreads, 2)
     sync_block();
     dy.fill(args.filters);
     sync_block();
-    const bool is_thin = args.alpha && TapFactors<A>(args.plan, group).is_thin;
-    if (is_thin) {
+    bool is_thin = false;
+    if constexpr (Config::form == TapForm::tensor) {
+      gather_on_tensor_cores(t, args.plan.mma, group, dy);
+      sync_block();
+    } else if (args.alpha && TapFactors<A>(args.plan, group).is_thin) {
+      is_thin = true;
       gather(args, group, dy, 0, z, inner);
       sync_block();
     }
@@ -457,7 +469,9 @@ __global__ void __launch_bounds__(kTapThreads, 2)
         const bool is_there = i < count && (row < kTapFolds || channel > fold + i);
         return is_there ? int64_t(group) * args.channels + channel : int64_t(-1);
       };
-      if (is_thin) {
+      if constexpr (Config::form == TapForm::tensor) {
+        unreduce_on_tensor_cores<E>(t, args.plan.mma, group, fold, products);
+      } else if (is_thin) {
         unreduce(t, TapFactors<A>(args.plan, group), args.plan, fold, inner, products);
       } else if (args.alpha) {
         gather(args, group, dy, fold, z, products);

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <tuple>
 #include <vector>
@@ -52,8 +53,138 @@ class Factors {
   std::vector<A> values;
 };
 
+// ------------------------------------------------------------------------------------ tensor cores
+
+constexpr int64_t kFragmentRows = 16, kFragmentDepth = 16;  // of A in common/mma.cuh
+
+// Below the rounding of either 16-bit type. (The rank in whole slabs is the same for bfloat16's 2^-11.)
+std::shared_ptr<const TapPlan<double>> get_rough_plan(const TapShape& shape) {
+  return get_tap_plan<double>(shape, 0x1p-14);
+}
+
+int64_t inner_rows(const TapPlan<double>& plan) {
+  int64_t most = 0;
+  for (const auto& group : plan.parts) most = std::max(most, group[0].inner() + group[1].inner());
+  return round_up(most, kMmaSlab);
+}
+
+// V and U of one group in double, padded with zeros to `rows`.
+struct TensorFactors {
+  int64_t rows, channels, filters, taps;
+  TensorFactors(const TapShape& shape, const TapPlan<double>& plan, int64_t group)
+      : rows(inner_rows(plan)),
+        channels(shape.channels),
+        filters(shape.filters / shape.groups),
+        taps(shape.kernel_height * shape.kernel_width),
+        reduce_(size_t(rows * channels)),
+        expand_(size_t(filters * taps * rows)) {
+    int64_t row = 0;
+    for (int odd : {0, 1}) {
+      const auto& part = plan.parts[size_t(group)][size_t(odd)];
+      for (int64_t i = 0; i < part.inner(); ++i, ++row) {
+        double square = 0;
+        for (int64_t c = 0; c < part.depth; ++c) {
+          const double factor = part.rank ? part.reduce[size_t(i * part.depth + c)] : double(i == c);
+          reduce_[size_t(row * channels + c)] += factor;
+          reduce_[size_t(row * channels + channels - 1 - c)] += odd ? -factor : factor;
+        }
+        for (int64_t c = 0; c < channels; ++c) square += reduced(row, c) * reduced(row, c);
+        const double norm = std::sqrt(square);
+        for (int64_t c = 0; c < channels; ++c) reduce_[size_t(row * channels + c)] /= norm;
+        for (int64_t f = 0; f < filters; ++f) {
+          const double factor = norm * part.expand[size_t(f * part.inner() + i)];
+          for (int64_t s = 0; s < taps; ++s) {
+            expand_[size_t((f * taps + s) * rows + row)] =
+                factor * phase(shape, plan, group * filters + f, s, odd);
+          }
+        }
+      }
+    }
+  }
+
+  double reduced(int64_t row, int64_t c) const { return reduce_[size_t(row * channels + c)]; }
+  // The even or the odd part of a row; a channel folded onto itself counts twice when they are put together.
+  double folded(int64_t row, int64_t c, int64_t odd) const {
+    const double mirrored = reduced(row, channels - 1 - c);
+    return (reduced(row, c) + (odd ? -mirrored : mirrored)) / (2 * c + 1 == channels ? 4 : 2);
+  }
+  double expanded(int64_t f, int64_t s, int64_t row) const {
+    return expand_[size_t((f * taps + s) * rows + row)];
+  }
+
+ private:
+  std::vector<double> reduce_;  // [rows][channels]
+  std::vector<double> expand_;  // [filters][taps][rows]
+
+  // What tap s makes of the real or the imaginary part of Z.
+  static double phase(const TapShape& shape, const TapPlan<double>& plan, int64_t k, int64_t s, int odd) {
+    const int64_t a = s / shape.kernel_width, b = s % shape.kernel_width;
+    const double* const turn = &plan.across[size_t(2 * (k * shape.kernel_width + b))];
+    const double* const uv = &plan.down[size_t(2 * (k * shape.kernel_height + a))];
+    const bool swaps = plan.swaps[size_t(k)];
+    const double re = uv[swaps ? 1 : 0], im = uv[swaps ? 0 : 1];
+    return odd ? im * turn[0] - re * turn[1] : re * turn[0] + im * turn[1];
+  }
+};
+
+// The fragments of one matrix [rows][depth] with the given entries, zeros beyond.
+template <class E, class Entry>
+void add_fragments(std::vector<E>& to, const DeviceFragments& shape, int64_t rows, int64_t depth,
+                   const Entry& entry) {
+  for (int64_t tile = 0; tile < shape.tiles; ++tile) {
+    for (int64_t step = 0; step < shape.steps; ++step) {
+      for (int64_t lane = 0; lane < 32; ++lane) {
+        for (int64_t i = 0; i < 8; ++i) {
+          const int64_t row = tile * kFragmentRows + lane / 4 + (i / 2 % 2) * 8;
+          const int64_t k = step * kFragmentDepth + 2 * (lane % 4) + i % 2 + (i / 4) * 8;
+          to.push_back(from_accumulator<E>(row < rows && k < depth ? float(entry(row, k)) : 0.0f));
+        }
+      }
+    }
+  }
+}
+
+// Fills all of `mma` but the address of the data, and returns these.
+template <class E>
+std::vector<E> make_tensor_form(const TapShape& shape, int fold_rows, DeviceTapMma& mma) {
+  const auto plan = get_rough_plan(shape);
+  const int64_t rows = inner_rows(*plan), filters = shape.filters / shape.groups, folds = fold_rows;
+  const int64_t taps = shape.kernel_height * shape.kernel_width;
+  const int64_t padded = round_up(filters, kFragmentDepth);
+  auto fragments = [](int64_t height, int64_t depth) {
+    return DeviceFragments{0, int(ceil_div(height, kFragmentRows)), int(ceil_div(depth, kFragmentDepth))};
+  };
+  mma = {.rows = int(rows),
+         .reduce = fragments(rows, shape.channels),
+         .expand = fragments(filters, taps * rows),
+         .gather = fragments(rows, taps * padded),
+         .unreduce = fragments(2 * folds, rows)};
+  std::vector<TensorFactors> groups;
+  for (int64_t group = 0; group < shape.groups; ++group) groups.emplace_back(shape, *plan, group);
+  std::vector<E> data;
+  auto add = [&](DeviceFragments& part, int64_t height, int64_t depth, const auto& entry) {
+    part.begin = int64_t(data.size());
+    for (const TensorFactors& factors : groups) {
+      add_fragments(data, part, height, depth, [&](int64_t r, int64_t k) { return entry(factors, r, k); });
+    }
+  };
+  add(mma.reduce, rows, shape.channels,
+      [&](const TensorFactors& factors, int64_t r, int64_t c) { return factors.reduced(r, c); });
+  add(mma.expand, filters, taps * rows, [&](const TensorFactors& factors, int64_t f, int64_t k) {
+    return factors.expanded(f, k / rows, k % rows);
+  });
+  add(mma.gather, rows, taps * padded, [&](const TensorFactors& factors, int64_t r, int64_t k) {
+    return k % padded < filters ? factors.expanded(k % padded, k / padded, r) : 0;
+  });
+  add(mma.unreduce, 2 * folds, rows, [&](const TensorFactors& factors, int64_t i, int64_t r) {
+    const int64_t odd = i / kTapFolds % 2, c = i / (2 * kTapFolds) * kTapFolds + i % kTapFolds;
+    return c < (shape.channels + 1) / 2 ? factors.folded(r, c, odd) : 0;
+  });
+  return data;
+}
+
 template <class A>
-std::shared_ptr<const OnDevice> make_plan(const TapShape& shape, const at::Tensor& like) {
+std::shared_ptr<const OnDevice> make_plan(const TapShape& shape, DType dtype, const at::Tensor& like) {
   const auto host = get_tap_plan<A>(shape);
   const int64_t filters = shape.filters / shape.groups;
   DeviceTapPlan plan;
@@ -96,28 +227,48 @@ std::shared_ptr<const OnDevice> make_plan(const TapShape& shape, const at::Tenso
   Bytes bytes;
   const int64_t places[] = {bytes.add(parts), bytes.add(factors.values), bytes.add(host->across),
                             bytes.add(down)};
+  int64_t fragments = 0;
+  if (element_bytes(dtype) == 2 && tensor_products(shape) > 0) {
+    fragments = dtype == DType::f16 ? bytes.add(make_tensor_form<Half>(shape, plan.fold_rows, plan.mma))
+                                    : bytes.add(make_tensor_form<BFloat16>(shape, plan.fold_rows, plan.mma));
+  }
   const at::Tensor tables = upload_table(bytes.bytes(), like);
   const char* const base = static_cast<const char*>(tables.const_data_ptr());
   plan.parts = reinterpret_cast<const DeviceTapPart*>(base + places[0]);
   plan.factors = base + places[1];
   plan.across = base + places[2];
   plan.down = base + places[3];
+  plan.mma.data = base + fragments;
   return std::make_shared<const OnDevice>(OnDevice{tables, plan});
 }
 
 }  // namespace
 
+double tensor_products(const TapShape& shape) {
+  // On an H200 tensor cores make about 1300 multiply-adds a clock, of which loads and stores leave about half, and
+  // the thin products without them 64 (docs/kernels-cuda.md).
+  constexpr double kTensorRate = 640, kThinRate = 64;
+  const int64_t taps = shape.kernel_height * shape.kernel_width, filters = shape.filters / shape.groups;
+  if (taps == 1) return 0;
+  const int64_t rows = inner_rows(*get_rough_plan(shape));
+  const double products =
+      double(shape.groups) * double(round_up(rows, kFragmentRows) * round_up(shape.channels, kFragmentDepth) +
+                                    round_up(filters, kFragmentRows) * round_up(taps * rows, kFragmentDepth));
+  return products / kTensorRate < get_tap_plan<float>(shape)->cost / kThinRate ? products : 0;
+}
+
 std::shared_ptr<const DeviceTapPlan> get_device_taps(const TapShape& shape, DType dtype,
                                                      const at::Tensor& like) {
   static PlanCache<
-      std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, bool, c10::DeviceType, c10::DeviceIndex>,
+      std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, c10::DeviceType, c10::DeviceIndex>,
       OnDevice>
       cache;
-  const bool is_double = dtype == DType::f64;
-  const auto made =
-      cache.get({shape.kernel_height, shape.kernel_width, shape.channels, shape.filters, shape.groups,
-                 is_double, like.device().type(), like.device().index()},
-                [&] { return is_double ? make_plan<double>(shape, like) : make_plan<float>(shape, like); });
+  const auto made = cache.get({shape.kernel_height, shape.kernel_width, shape.channels, shape.filters,
+                               shape.groups, dtype, like.device().type(), like.device().index()},
+                              [&] {
+                                return dtype == DType::f64 ? make_plan<double>(shape, dtype, like)
+                                                           : make_plan<float>(shape, dtype, like);
+                              });
   return {made, &made->plan};
 }
 

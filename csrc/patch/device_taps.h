@@ -1,8 +1,14 @@
-// The factors of tap_plan.h in device memory, laid out for the thin products of the CUDA kernels: those that one thread
-// multiplies lie side by side, kTapRows of them, in both directions.
+// The factors of tap_plan.h in device memory, laid out for the products of the CUDA kernels. Of thin products without
+// tensor cores, those that one thread multiplies lie side by side, kTapRows of them, in both directions.
+//
+// On tensor cores, in 16 bits: with V the reduction (its rows orthonormal, so that no 16-bit type loses by the scale)
+// and U_s the expansion times the phases of tap s,
+//   inner[p] = V x[p],   D patch = sum over s of U_s inner[p + s],   D^T dy [p] = V^T sum over s of U_s^T dy[p - s]
 #pragma once
 
 #include <memory>
+
+#include "common/device_limits.h"
 
 #include "common/types.h"
 #include "patch/tap_plan.h"
@@ -26,6 +32,22 @@ struct DeviceTapPart {
   int64_t unexpand = 0;         // [filters][rank, or fold_rows]
 };
 
+// Matrices of 16-bit numbers as the A fragments of common/mma.cuh, in the order in which lanes load them:
+// [groups][row tiles][steps][lane][8].
+struct DeviceFragments {
+  int64_t begin = 0;  // elements from DeviceTapMma::data
+  int tiles = 0, steps = 0;
+};
+
+struct DeviceTapMma {
+  int rows = 0;  // of `inner`, in whole kMmaSlab; 0: not for this shape
+  const void* data = nullptr;
+  DeviceFragments reduce;    // [rows][channels]: V
+  DeviceFragments expand;    // [filters][taps * rows]: U
+  DeviceFragments gather;    // [rows][taps][filters, in whole fragments]: U^T
+  DeviceFragments unreduce;  // [fold_rows / kTapFolds][even, odd][kTapFolds][rows]: V^T, folded
+};
+
 struct DeviceTapPlan {
   int filter_rows = 0;  // filters of a group, in whole kTapRows
   int fold_rows = 0;    // folded channels of a group, in whole kTapFolds
@@ -34,7 +56,18 @@ struct DeviceTapPlan {
   const void* factors = nullptr;         // all of the accumulator's type
   const void* across = nullptr;          // [filters][kernel_width]{cos, sin}
   const void* down = nullptr;            // [filters][kernel_height]{a, b}: D patch = sum of a Re H + b Im H
+  DeviceTapMma mma;                      // 16-bit types alone
 };
+
+constexpr int kMmaSlab = 8;  // depth of a product that belongs to one tap: half a fragment
+
+// Whether a GPU has the instructions that the tensor form takes for this type.
+inline bool has_tensor_form(DType dtype, const DeviceLimits& limits) {
+  return element_bytes(dtype) == 2 && limits.major >= 8;
+}
+
+// Multiply-adds for each pixel in the tensor form, in whole fragments; 0 for shapes that do better without it.
+double tensor_products(const TapShape& shape);
 
 // The plan for a shape on like's device, for the accumulator of `dtype`; cached for the life of the process.
 std::shared_ptr<const DeviceTapPlan> get_device_taps(const TapShape& shape, DType dtype,

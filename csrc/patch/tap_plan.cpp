@@ -148,12 +148,8 @@ struct ThinFactors {
   }
 };
 
-// Of the norm of a row of [cos; sin]: adds nothing to the rounding errors of a sum in A.
 template <class A>
-constexpr double kRankTolerance = std::is_same_v<A, float> ? 1e-7 : 1e-14;
-
-template <class A>
-std::shared_ptr<const TapPlan<A>> make_plan(const TapShape& shape) {
+std::shared_ptr<const TapPlan<A>> make_plan(const TapShape& shape, double tolerance) {
   const int64_t c = shape.channels, kh = shape.kernel_height, kw = shape.kernel_width;
   const int64_t n = kh * kw * c, m = shape.filters, q = std::max(m, n);
   const int64_t a0 = kh / 2, b0 = kw / 2;
@@ -198,7 +194,7 @@ std::shared_ptr<const TapPlan<A>> make_plan(const TapShape& shape) {
           matrix.row(f)[j] = odd ? root.imag() : is_middle ? root.real() / 2 : root.real();
         }
       }
-      const ThinFactors thin(matrix, kRankTolerance<A> * std::sqrt(double(c) / 4));
+      const ThinFactors thin(matrix, tolerance * std::sqrt(double(c) / 4));
       part.rank = int64_t(thin.left.size());
       for (const auto& row : thin.right) {
         for (double entry : row) part.reduce.push_back(A(entry));
@@ -229,15 +225,16 @@ int64_t TapPlan<A>::bytes() const {
 }
 
 template <class A>
-std::shared_ptr<const TapPlan<A>> get_tap_plan(const TapShape& shape) {
-  static PlanCache<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>, TapPlan<A>> cache;
-  return cache.get({shape.kernel_height, shape.kernel_width, shape.channels, shape.filters, shape.groups},
-                   [&] { return make_plan<A>(shape); });
+std::shared_ptr<const TapPlan<A>> get_tap_plan(const TapShape& shape, double tolerance) {
+  static PlanCache<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, double>, TapPlan<A>> cache;
+  return cache.get(
+      {shape.kernel_height, shape.kernel_width, shape.channels, shape.filters, shape.groups, tolerance},
+      [&] { return make_plan<A>(shape, tolerance); });
 }
 
 template struct TapPlan<float>;
 template struct TapPlan<double>;
-template std::shared_ptr<const TapPlan<float>> get_tap_plan<float>(const TapShape&);
-template std::shared_ptr<const TapPlan<double>> get_tap_plan<double>(const TapShape&);
+template std::shared_ptr<const TapPlan<float>> get_tap_plan<float>(const TapShape&, double);
+template std::shared_ptr<const TapPlan<double>> get_tap_plan<double>(const TapShape&, double);
 
 }  // namespace dctps

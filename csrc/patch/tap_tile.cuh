@@ -21,6 +21,10 @@ constexpr int kTapFilters = 16;  // filters at a time
 constexpr int kQuad = 4;         // cells, side by side, that a thread has in a thin product
 constexpr int kMostNearCells = kLaneCells * kWarp;
 
+// Where the far cells of all channels are, and what multiplies: left in global memory; in shared memory; there in
+// 16 bits, for tensor cores.
+enum class TapForm { in_place, in_shared, tensor };
+
 // Rows or columns of a tile.
 struct TapAxisTile {
   int kernel, stride, dilation;  // in cells
@@ -60,12 +64,13 @@ struct TapPlaces {
   int far_offsets;         // int64 [far_pitch]: elements from the images' data; -1: padding
   int near_offsets;        // int64 [near_pitch]: of y or x
   int dx_offsets;          // backward: the same, of dx
-  int tile;                // E [channels][far_pitch], in shared memory if that fits
-  int inner;               // [inner_rows][pitch of the input's cells]
-  int combined;            // [kTapFilters][re, im][pitch of the input's cells]
-  int results;             // forward [kTapFilters][near_pitch], backward [2][kTapFolds][near_pitch]
-  int x;                   // backward: E [2][kTapFolds][near_pitch]
-  int weights;             // [kTapFilters][kernel rows + kernel columns][2]
+  int tile;      // E [channels][far_pitch], if in shared memory; tensor form: [far_cells + 1][tile_pitch]
+  int inner;     // [inner_rows][pitch of the input's cells]; tensor form: E [the input's cells][inner_pitch]
+  int slabs;     // tensor form, forward: int [2][steps of `expand`]
+  int combined;  // [kTapFilters][re, im][pitch of the input's cells]
+  int results;   // forward [filters at a time][near_pitch], backward [2][kTapFolds][near_pitch]
+  int x;         // backward: E [2][kTapFolds][near_pitch]
+  int weights;   // [kTapFilters][kernel rows + kernel columns][2]
   int bytes;
 };
 
@@ -74,7 +79,8 @@ struct TapTiles {
   int images;  // of a tile
   int64_t batch, tiles;
   int near_cells, far_cells, near_pitch, far_pitch;
-  int strips;  // of the near rows
+  int tile_pitch, inner_pitch;  // tensor form: elements from one cell's to the next one's
+  int strips;                   // of the near rows
   TapPlaces places;
 };
 
@@ -177,6 +183,13 @@ __device__ __forceinline__ void place_near_cells(const TapTiles& t, const TapPos
   }
 }
 
+// Forward: the far cell that a near cell meets with tap (0, 0).
+__device__ __forceinline__ int far_cell_of(const TapTiles& t, int near_cell) {
+  const int line = near_cell / t.columns.near, image = line / t.rows.near;
+  const int row = image * t.rows.far + (line - image * t.rows.near) * t.rows.stride;
+  return row * t.columns.far + (near_cell - line * t.columns.near) * t.columns.stride;
+}
+
 // ------------------------------------------------------------------------------------ images in and out
 
 // Whether lanes run through a pixel's channels, or through the pixels of a channel.
@@ -246,10 +259,11 @@ __device__ __forceinline__ void store_cells(const Images& images, Shared<int64_t
 }
 
 // The far cells of all channels of a group: in shared memory, or left where they are.
-template <class E, bool in_shared>
+template <class E, TapForm form>
 class FarTile {
  public:
   using A = Accumulator<E>;
+  static constexpr bool in_shared = form == TapForm::in_shared;
 
   __device__ FarTile(const TapTiles& t, const Images& images, int64_t first_channel)
       : images_(images),

@@ -169,6 +169,24 @@ struct Fiber {
   int groups;  // of copies, closed so far
 };
 
+// D += A B with the fragments of mma.m16n8k16, float32 sums in order of the depth.
+void multiply_fragments(const Fiber* lanes) {
+  const auto fragment = [&](int lane) { return reinterpret_cast<const MmaLane*>(lanes[lane].value); };
+  float a[16][16], b[16][8];
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 8; ++i) a[g + (i / 2 % 2) * 8][2 * t + i % 2 + (i / 4) * 8] = fragment(lane)->a[i];
+    for (int i = 0; i < 4; ++i) b[2 * t + i % 2 + (i / 2) * 8][g] = fragment(lane)->b[i];
+  }
+  for (int lane = 0; lane < kWarp; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      float& sum = fragment(lane)->d[i];
+      const int row = lane / 4 + (i / 2) * 8, column = 2 * (lane % 4) + i % 2;
+      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+    }
+  }
+}
+
 // ------------------------------------------------------------------------------------ shared memory's users
 
 // Who used two bytes of shared memory. An epoch is what lies between two barriers of a block; epochs are numbered
@@ -302,6 +320,7 @@ void Runner::finish() {
   }
   run_->counters.shared_loaded += counters_.shared_loaded;
   run_->counters.shared_stored += counters_.shared_stored;
+  run_->counters.mma += counters_.mma;
   for (const auto& [key, sum] : sites_) {
     SiteSum& total = run_->sites[key];
     total.requests += sum.requests;
@@ -504,12 +523,19 @@ void Runner::finish_warp_step(int thread) {
           if (takes_part(from) && lanes[from].value) results[size_t(lane)] |= uint64_t(1) << from;
         }
         continue;
+      case WarpStep::mma:
+        break;
     }
     if (!takes_part(source)) {
       fail(warp * kWarp + lane, own.site,
            "a shuffle from lane " + std::to_string(source) + ", which its mask leaves out");
     }
     results[size_t(lane)] = lanes[source].value;
+  }
+  if (own.step == WarpStep::mma) {
+    if (own.mask != ~0u) fail(thread, own.site, "a product of matrices that does not take the whole warp");
+    multiply_fragments(lanes);
+    ++counters_.mma;
   }
   if (own.step == WarpStep::sync) {
     auto& knows = knows_[size_t(warp)];

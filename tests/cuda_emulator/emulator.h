@@ -79,6 +79,7 @@ struct LaunchCounters {
   int64_t loaded = 0, stored = 0;         // bytes of global memory
   std::map<std::string, Traffic> memory;  // the same by the names in Memory; "tables": those of add_table
   int64_t shared_loaded = 0, shared_stored = 0;  // bytes of shared memory
+  int64_t mma = 0;                               // products of fragments by a warp
   std::vector<SiteCounters> sites;
 };
 
@@ -122,7 +123,13 @@ void commit_async();
 void wait_async(int pending, Site site);
 void* shared_memory(int byte_offset, Site site);
 
-enum class WarpStep : uint8_t { sync, shuffle, shuffle_xor, shuffle_down, ballot };
+enum class WarpStep : uint8_t { sync, shuffle, shuffle_xor, shuffle_down, ballot, mma };
+
+// What a lane brings to a product of matrices, as a pointer for its value: fragments of common/mma.cuh.
+struct MmaLane {
+  float a[8], b[4];
+  float* d;
+};
 
 void sync_block(Site site);
 // What a lane gets from a step that all lanes of the mask take together.

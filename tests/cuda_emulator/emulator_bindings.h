@@ -23,11 +23,11 @@ inline std::vector<pybind11::dict> counters_as_dicts() {
     for (const auto& [name, traffic] : launch.memory) {
       memory[name.c_str()] = pybind11::dict("loaded"_a = traffic.loaded, "stored"_a = traffic.stored);
     }
-    launches.push_back(
-        pybind11::dict("kernel"_a = launch.kernel, "blocks"_a = launch.blocks, "threads"_a = launch.threads,
-                       "shared_bytes"_a = launch.shared_bytes, "loaded"_a = launch.loaded,
-                       "stored"_a = launch.stored, "shared_loaded"_a = launch.shared_loaded,
-                       "shared_stored"_a = launch.shared_stored, "memory"_a = memory, "sites"_a = sites));
+    launches.push_back(pybind11::dict(
+        "kernel"_a = launch.kernel, "blocks"_a = launch.blocks, "threads"_a = launch.threads,
+        "shared_bytes"_a = launch.shared_bytes, "loaded"_a = launch.loaded, "stored"_a = launch.stored,
+        "shared_loaded"_a = launch.shared_loaded, "shared_stored"_a = launch.shared_stored,
+        "mma"_a = launch.mma, "memory"_a = memory, "sites"_a = sites));
   }
   return launches;
 }
@@ -36,7 +36,9 @@ inline void bind(pybind11::module_& module) {
   module.def(
       "emulator_counters", &counters_as_dicts,
       "The launches since emulator_reset(), in order: kernel, blocks, threads, shared_bytes; bytes of global "
-      "memory loaded and stored, of shared memory shared_loaded and shared_stored; sites: for each line, "
+      "memory loaded and stored, of shared memory shared_loaded and shared_stored; mma: products of "
+      "fragments by "
+      "a warp; sites: for each line, "
       "kind "
       "of access, requests by warps, worst and mean degree of bank conflicts (of global memory: sectors over "
       "the fewest possible), taken from the first 8 blocks and the last.");
