@@ -21,6 +21,12 @@ namespace {
 constexpr int64_t cell_pitch(int64_t cells) { return (ceil_div(cells, kQuad) | 1) * kQuad; }
 // Of cells of 16-bit values, side by side: an odd number of four words, so that fragments are in all banks.
 constexpr int64_t fragment_pitch(int64_t values) { return (ceil_div(values, kMmaSlab) | 1) * kMmaSlab; }
+// Of rows of results, stored as pairs of cells, four by four: an odd number of eight cells, so that those are in all banks;
+// or of four, where 16 rows are read at once.
+constexpr int64_t result_pitch(int64_t cells, bool through_channels) {
+  const int64_t fragments = ceil_div(cells, kMmaColumns);
+  return through_channels ? cell_pitch(fragments * kMmaColumns) : (fragments | 1) * kMmaColumns;
+}
 
 // One axis of a convolution in cells, without the cut into tiles. `size`: of the input and of the output.
 TapAxisTile make_axis(int64_t kernel, int64_t stride, int64_t dilation, int64_t padding) {
@@ -61,6 +67,7 @@ struct TileWork {
   int64_t inner_rows;       // 0: no thin product
   const DeviceTapMma* mma;  // null: not in the tensor form
   bool has_dct, wants_x, is_transposed;
+  bool through_channels;  // the output's layout
 };
 
 // The tensor form's tables where a call takes it: by the type, the device and the shape (tensor_products).
@@ -184,9 +191,9 @@ struct TileRule {
             if (near > kMostNearCells || far > std::numeric_limits<int16_t>::max()) continue;
             t.tiles = ceil_div(w.batch, images) * t.rows.tiles * t.columns.tiles;
             t.near_cells = int(near), t.far_cells = int(far);
-            t.near_pitch = int(cell_pitch(on_tensor_cores ? round_up(near, kMmaColumns) : near));
+            t.near_pitch = int(on_tensor_cores ? result_pitch(near, w.through_channels) : cell_pitch(near));
             t.far_pitch = int(cell_pitch(on_tensor_cores ? far + 1 : far));
-            t.strips = int(ceil_div(t.rows.near, kStrip));
+            t.strips = int(on_tensor_cores ? 0 : ceil_div(t.rows.near, kStrip));
             place(t, w, f);
             if (t.places.bytes > limits.shared_bytes_per_block) continue;
             const int64_t fitting =
@@ -221,7 +228,8 @@ TileRule forward_rule(const Conv2dForwardArgs& args, const DeviceTapPlan* taps, 
                    .mma = tensor_form(args.dtype, taps, args.alpha, limits),
                    .has_dct = args.alpha != nullptr,
                    .wants_x = false,
-                   .is_transposed = false},
+                   .is_transposed = false,
+                   .through_channels = runs_through_channels(args.y)},
                   make_axis(g.kernel_height, g.stride_y, g.dilation_y, g.padding_y),
                   make_axis(g.kernel_width, g.stride_x, g.dilation_x, g.padding_x), limits);
 }
@@ -270,7 +278,8 @@ struct BackwardRule {
                      .mma = tensor_form(args.dtype, taps, transforms(args), limits),
                      .has_dct = transforms(args),
                      .wants_x = wants_x(args),
-                     .is_transposed = true},
+                     .is_transposed = true,
+                     .through_channels = runs_through_channels(args.dx)},
                     rows, columns, limits);
   }
 };

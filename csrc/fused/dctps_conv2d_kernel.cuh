@@ -227,10 +227,11 @@ __global__ void __launch_bounds__(kTapThreads, 2)
       combine(t, weights, count, z, alpha, results);
       sync_block();
     }
-    add_sparse_and_bias(args, x, int(first_filter) + f, count, results);
-    sync_block();
-    store_cells<E>(args.y, near_offsets, t.near_cells, t.near_pitch, count, results,
-                   [&](int row) __attribute__((always_inline)) { return first_filter + f + row; });
+    if (args.nnz || args.bias || !args.alpha) {
+      add_sparse_and_bias(args, x, int(first_filter) + f, count, results);
+      sync_block();
+    }
+    store_cells<E>(args.y, near_offsets, t.near_cells, t.near_pitch, {first_filter + f, 1, count}, results);
     // By taps without tensor cores there are two more before `results` is in use again.
     if (Config::form == TapForm::tensor || !args.alpha) sync_block();
   }
@@ -463,12 +464,10 @@ __global__ void __launch_bounds__(kTapThreads, 2)
     }
     for (int fold = 0; fold < folds; fold += kTapFolds) {
       const int count = min(kTapFolds, folds - fold);
-      auto channel_of = [&](int row) __attribute__((always_inline)) {
-        const int i = row < kTapFolds ? row : row - kTapFolds;
-        const int channel = row < kTapFolds ? fold + i : args.channels - 1 - fold - i;
-        const bool is_there = i < count && (row < kTapFolds || channel > fold + i);
-        return is_there ? int64_t(group) * args.channels + channel : int64_t(-1);
-      };
+      const int64_t first_channel = int64_t(group) * args.channels;
+      const bool has_middle = fold + count == folds && args.channels % 2;  // folded onto itself
+      const ChannelRange sides[2] = {{first_channel + fold, 1, count},
+                                     {first_channel + args.channels - 1 - fold, -1, count - has_middle}};
       if constexpr (Config::form == TapForm::tensor) {
         unreduce_on_tensor_cores<E>(t, args.plan.mma, group, fold, products);
       } else if (is_thin) {
@@ -476,13 +475,17 @@ __global__ void __launch_bounds__(kTapThreads, 2)
       } else if (args.alpha) {
         gather(args, group, dy, fold, z, products);
       }
-      if (args.x.data) load_cells<E>(args.x, x_offsets, t.near_pitch, 2 * kTapFolds, x, channel_of);
+      for (int side = 0; side < 2 && args.x.data; ++side) {
+        load_cells(args.x, x_offsets, t.near_pitch, sides[side], x + side * kTapFolds * t.near_pitch);
+      }
       sync_block();
       finish_channels(args, group, fold, count, dy, alpha,
                       args.dvalues ? args.dvalues + chunk * args.nnz : nullptr, tile == first_tile, dalpha);
       sync_block();
-      if (args.dx.data)
-        store_cells<E>(args.dx, dx_offsets, t.near_cells, t.near_pitch, 2 * kTapFolds, products, channel_of);
+      for (int side = 0; side < 2 && args.dx.data; ++side) {
+        store_cells<E>(args.dx, dx_offsets, t.near_cells, t.near_pitch, sides[side],
+                       products + side * kTapFolds * t.near_pitch);
+      }
       sync_block();
     }
   }

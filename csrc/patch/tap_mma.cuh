@@ -31,26 +31,28 @@ class FarTile<E, TapForm::tensor> {
   __device__ __forceinline__ void fill(int channels) const {
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
     const int pairs = (channels + kMmaDepth - 1) / kMmaDepth * (kMmaDepth / 2);
-    const bool through_channels = runs_through_channels(images_);
-    const int outer = through_channels ? cells_ : pairs, inner = through_channels ? pairs : cells_;
-    const E* const data = static_cast<const E*>(images_.data) + first_ * images_.channel_stride;
-    const bool in_pairs = images_.channel_stride == 1 && channels % 2 == 0 &&
-                          reinterpret_cast<uintptr_t>(data) % 4 == 0 &&
-                          (images_.image_stride | images_.row_stride | images_.column_stride) % 2 == 0;
-    for (int o = warp; o < outer; o += kTapWarps) {
-#pragma unroll 4
-      for (int i = lane; i < inner; i += kWarp) {
-        const int cell = through_channels ? o : i, channel = 2 * (through_channels ? i : o);
+    const int64_t stride = images_.channel_stride;
+    const E* const data = static_cast<const E*>(images_.data) + first_ * stride;
+    if (runs_through_channels(images_)) {
+      const bool in_pairs = stride == 1 && channels % 2 == 0 && reinterpret_cast<uintptr_t>(data) % 4 == 0 &&
+                            (images_.image_stride | images_.row_stride | images_.column_stride) % 2 == 0;
+#pragma unroll 2
+      for (int cell = warp; cell < cells_; cell += kTapWarps) {
         const int64_t offset = offsets_[cell];
-        const E* const from = data + offset + channel * images_.channel_stride;
-        Pack<E, 2> pair{};
-        if (offset >= 0 && in_pairs && channel < channels) {
-          pair = load<2, Cache::streaming>(from);
-        } else if (offset >= 0) {
-          if (channel < channels) pair[0] = load<Cache::streaming>(from);
-          if (channel + 1 < channels) pair[1] = load<Cache::streaming>(from + images_.channel_stride);
+        for (int pair = lane; pair < pairs; pair += kWarp) {
+          const E* const from = data + offset + 2 * pair * stride;
+          const int count = offset >= 0 ? channels - 2 * pair : 0;
+          put(cell, pair, in_pairs && count > 0 ? load<2, Cache::streaming>(from) : get(from, count));
         }
-        tile_.template store<2>(2 * word(cell, channel / 2), pair);
+      }
+      return;
+    }
+    for (int cell = lane; cell < cells_; cell += kWarp) {
+      const int64_t offset = offsets_[cell];
+      const E* from = data + offset + 2 * warp * stride;
+#pragma unroll 4
+      for (int pair = warp; pair < pairs; pair += kTapWarps, from += 2 * kTapWarps * stride) {
+        put(cell, pair, get(from, offset >= 0 ? channels - 2 * pair : 0));
       }
     }
   }
@@ -58,12 +60,23 @@ class FarTile<E, TapForm::tensor> {
   __device__ __forceinline__ int word(int cell, int pair) const {
     return cell * pitch_ + (pair ^ (cell >> 3 & 3));
   }
-  __device__ __forceinline__ Shared<MmaPair> words() const { return tile_.template as<MmaPair>(); }
+  // Column `cell` of B, as this lane brings it.
+  __device__ __forceinline__ Shared<MmaPair> column(int cell) const {
+    return tile_.template as<MmaPair>() + word(cell, int(threadIdx.x) % 4);
+  }
   __device__ __forceinline__ A operator()(int channel, int cell) const {
     return to_accumulator(E(tile_[2 * word(cell, channel / 2) + channel % 2]));
   }
 
  private:
+  __device__ __forceinline__ Pack<E, 2> get(const E* from, int count) const {
+    return {{count > 0 ? load<Cache::streaming>(from) : E{},
+             count > 1 ? load<Cache::streaming>(from + images_.channel_stride) : E{}}};
+  }
+  __device__ __forceinline__ void put(int cell, int pair, const Pack<E, 2>& values) const {
+    tile_.template store<2>(2 * word(cell, pair), values);
+  }
+
   const Images& images_;
   int64_t first_;
   int cells_, pitch_;
@@ -71,9 +84,9 @@ class FarTile<E, TapForm::tensor> {
   Shared<int64_t> offsets_;
 };
 
-// A warp's share of a product: kTaskTiles tiles of rows from first_tile on, kTaskCells cells from first_cell on.
+// A warp's share of a product: up to kTaskTiles tiles of rows from first_tile on, kTaskCells cells from first_cell on.
 struct MmaTask {
-  int first_tile, first_cell;
+  int first_tile, tiles, first_cell;
 
   // The cells, up to `last`, whose columns of B this lane brings.
   __device__ __forceinline__ int cell(int column, int last) const {
@@ -86,6 +99,7 @@ struct MmaTask {
     const int lane = int(threadIdx.x) % kWarp;
 #pragma unroll
     for (int i = 0; i < kTaskTiles; ++i) {
+      if (i >= tiles) continue;
 #pragma unroll
       for (int j = 0; j < kTaskColumns; ++j) {
 #pragma unroll
@@ -98,14 +112,24 @@ struct MmaTask {
   }
 };
 
+// The columns of B of a task, as this lane brings them, in pairs of rows: column j is make(j) and what follows.
+struct MmaColumns {
+  Shared<MmaPair> of[kTaskColumns];
+
+  template <class Make>
+  __device__ __forceinline__ explicit MmaColumns(const Make& make) : of{make(0), make(1), make(2), make(3)} {
+    static_assert(kTaskColumns == 4, "MmaColumns: expected four columns");
+  }
+};
+
 // Shares a product of that many tiles of rows and cells out to the block's warps.
 template <class Body>
 __device__ __forceinline__ void each_task(int tiles, int cells, const Body& body) {
   const int across = (cells + kTaskCells - 1) / kTaskCells;
   const int tasks = (tiles + kTaskTiles - 1) / kTaskTiles * across;
   for (int i = int(threadIdx.x) / kWarp; i < tasks; i += kTapWarps) {
-    const int down = i / across;
-    body(MmaTask{down * kTaskTiles, (i - down * across) * kTaskCells});
+    const int down = i / across, first = down * kTaskTiles;
+    body(MmaTask{first, min(kTaskTiles, tiles - first), (i - down * across) * kTaskCells});
   }
 }
 
@@ -124,30 +148,36 @@ struct TapFragments {
         steps(part.steps) {}
 };
 
-// sum += the task's tiles of rows, from their first_step on, times columns of B: the words `columns` for each, and
-// where each step's two slabs are from there.
-template <class E, class Slabs>
-__device__ __forceinline__ void add_fragments(const TapFragments<E>& a, int first_tile, int first_step,
-                                              int steps, Shared<MmaPair> words,
-                                              const int (&columns)[kTaskColumns], const Slabs& slabs,
-                                              float (&sum)[kTaskTiles][kTaskColumns][4]) {
-  const E* from = a.data + (int64_t(first_tile) * a.steps + first_step) * a.kSize;
-  const int tile_size = a.steps * a.kSize, tiles = a.tiles - first_tile;
-  for (int step = 0; step < steps; ++step, from += a.kSize) {
-    Pack<E, 8> rows[kTaskTiles];
+// sum += the task's tiles of rows, `steps` deep, times columns of B; slabs(step): where a step's two halves of a column
+// are, in words from where it begins.
+template <int kTiles, class E, class Slabs>
+__device__ __forceinline__ void add_tiles(const E* rows, int tile_size, int steps, const MmaColumns& columns,
+                                          const Slabs& slabs, float (&sum)[kTaskTiles][kTaskColumns][4]) {
+#pragma unroll 2
+  for (int step = 0; step < steps; ++step) {
+    Pack<E, 8> a[kTiles];
 #pragma unroll
-    for (int i = 0; i < kTaskTiles; ++i) {
-      if (i < tiles) rows[i] = load<8>(from + i * tile_size);
-    }
+    for (int i = 0; i < kTiles; ++i) a[i] = load<8>(rows + i * tile_size + step * TapFragments<E>::kSize);
     const Pack<int, 2> slab = slabs(step);
 #pragma unroll
     for (int j = 0; j < kTaskColumns; ++j) {
-      const MmaPair pairs[2] = {words[columns[j] + slab[0]], words[columns[j] + slab[1]]};
+      const MmaPair pairs[2] = {columns.of[j][slab[0]], columns.of[j][slab[1]]};
 #pragma unroll
-      for (int i = 0; i < kTaskTiles; ++i) {
-        if (i < tiles) mma<E>(sum[i][j], rows[i], pairs);
-      }
+      for (int i = 0; i < kTiles; ++i) mma<E>(sum[i][j], a[i], pairs);
     }
+  }
+}
+
+template <class E, class Slabs>
+__device__ __forceinline__ void add_fragments(const TapFragments<E>& a, const MmaTask& task, int first_step,
+                                              int steps, const MmaColumns& columns, const Slabs& slabs,
+                                              float (&sum)[kTaskTiles][kTaskColumns][4]) {
+  static_assert(kTaskTiles == 2, "add_fragments: expected pairs of tiles, the last of which may be alone");
+  const E* const rows = a.data + (int64_t(task.first_tile) * a.steps + first_step) * a.kSize;
+  if (task.tiles == 2) {
+    add_tiles<2>(rows, a.steps * a.kSize, steps, columns, slabs, sum);
+  } else {
+    add_tiles<1>(rows, 0, steps, columns, slabs, sum);
   }
 }
 
@@ -165,6 +195,11 @@ __device__ __forceinline__ void put_inner(const TapTiles& t, const MmaTask& task
     if (cell < cells) inner[cell * t.inner_pitch + row] = from_accumulator<E>(first);
     if (cell + 1 < cells) inner[(cell + 1) * t.inner_pitch + row] = from_accumulator<E>(second);
   });
+}
+
+// The same for a column of `inner`.
+__device__ __forceinline__ Shared<MmaPair> inner_column(const TapTiles& t, int cell) {
+  return shared_memory<MmaPair>(t.places.inner) + (cell * (t.inner_pitch / 2) + int(threadIdx.x) % 4);
 }
 
 // ------------------------------------------------------------------------------------ forward
@@ -186,11 +221,10 @@ __device__ __forceinline__ void reduce_on_tensor_cores(const TapTiles& t, const 
                                                        const FarTile<E, TapForm::tensor>& x) {
   const TapFragments<E> a(mma, mma.reduce, group);
   each_task(a.tiles, t.far_cells, [&](const MmaTask& task) __attribute__((always_inline)) {
-    int columns[kTaskColumns];
-    for (int j = 0; j < kTaskColumns; ++j)
-      columns[j] = x.word(task.cell(j, t.far_cells - 1), threadIdx.x % 4);
+    const MmaColumns columns(
+        [&](int j) __attribute__((always_inline)) { return x.column(task.cell(j, t.far_cells - 1)); });
     float sum[kTaskTiles][kTaskColumns][4] = {};
-    add_fragments(a, task.first_tile, 0, a.steps, x.words(), columns, adjacent_slabs, sum);
+    add_fragments(a, task, 0, a.steps, columns, adjacent_slabs, sum);
     put_inner<E>(t, task, sum, mma.rows, t.far_cells);
   });
 }
@@ -199,18 +233,17 @@ __device__ __forceinline__ void reduce_on_tensor_cores(const TapTiles& t, const 
 template <class E>
 __device__ __forceinline__ void expand_on_tensor_cores(const TapTiles& t, const DeviceTapMma& mma, int group,
                                                        int first, float alpha, Shared<float> results) {
-  const TapFragments<E> a(mma, mma.expand, group);
+  TapFragments<E> a(mma, mma.expand, group);
   const Shared<int> slabs = shared_memory<int>(t.places.slabs);
-  const Shared<MmaPair> inner = shared_memory<MmaPair>(t.places.inner);
   const int tiles = min(kMmaFilters / kMmaRows, a.tiles - first / kMmaRows);
+  a.data += int64_t(first / kMmaRows) * a.steps * a.kSize;
   each_task(tiles, t.near_cells, [&](const MmaTask& task) __attribute__((always_inline)) {
-    int columns[kTaskColumns];
-    for (int j = 0; j < kTaskColumns; ++j) {
-      columns[j] = far_cell_of(t, task.cell(j, t.near_cells - 1)) * (t.inner_pitch / 2) + threadIdx.x % 4;
-    }
+    const MmaColumns columns([&](int j) __attribute__((always_inline)) {
+      return inner_column(t, far_cell_of(t, task.cell(j, t.near_cells - 1)));
+    });
     float sum[kTaskTiles][kTaskColumns][4] = {};
     add_fragments(
-        a, first / kMmaRows + task.first_tile, 0, a.steps, inner, columns,
+        a, task, 0, a.steps, columns,
         [&](int step) __attribute__((always_inline)) { return slabs.load<2>(2 * step); }, sum);
     task.each_sum(sum, [&](int row, int cell, float s0, float s1) __attribute__((always_inline)) {
       if (cell < t.near_cells) results.store<2>(row * t.near_pitch + cell, {{alpha * s0, alpha * s1}});
@@ -239,13 +272,12 @@ __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const 
     float sum[kTaskTiles][kTaskColumns][4] = {};
     for (int tap = 0; tap < taps; ++tap) {
       const int down = tap / t.columns.kernel, across = tap - down * t.columns.kernel;
-      int columns[kTaskColumns];
-      for (int j = 0; j < kTaskColumns; ++j) {
+      const MmaColumns columns([&](int j) __attribute__((always_inline)) {
         const int y = int16_t(far_rows[row[j] + down]), x = int16_t(far_columns[column[j] + across]);
         const int cell = (image[j] * t.rows.far + y) * t.columns.far + x;
-        columns[j] = dy.word(y >= 0 && x >= 0 ? cell : t.far_cells, threadIdx.x % 4);
-      }
-      add_fragments(a, task.first_tile, tap * steps, steps, dy.words(), columns, adjacent_slabs, sum);
+        return dy.column(y >= 0 && x >= 0 ? cell : t.far_cells);
+      });
+      add_fragments(a, task, tap * steps, steps, columns, adjacent_slabs, sum);
     }
     put_inner<E>(t, task, sum, mma.rows, t.near_cells);
   });
@@ -255,17 +287,16 @@ __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const 
 template <class E>
 __device__ __forceinline__ void unreduce_on_tensor_cores(const TapTiles& t, const DeviceTapMma& mma,
                                                          int group, int first_fold, Shared<float> products) {
-  const TapFragments<E> a(mma, mma.unreduce, group);
-  const Shared<MmaPair> inner = shared_memory<MmaPair>(t.places.inner);
-  const int first_tile = 2 * first_fold / kMmaRows, slabs = mma.rows / kMmaSlab;
+  TapFragments<E> a(mma, mma.unreduce, group);
+  const int slabs = mma.rows / kMmaSlab;
+  a.data += int64_t(2 * first_fold / kMmaRows) * a.steps * a.kSize;
   each_task(2 * kTapFolds / kMmaRows, t.near_cells, [&](const MmaTask& task) __attribute__((always_inline)) {
-    int columns[kTaskColumns];
-    for (int j = 0; j < kTaskColumns; ++j) {
-      columns[j] = task.cell(j, t.near_cells - 1) * (t.inner_pitch / 2) + threadIdx.x % 4;
-    }
+    const MmaColumns columns([&](int j) __attribute__((always_inline)) {
+      return inner_column(t, task.cell(j, t.near_cells - 1));
+    });
     float sum[kTaskTiles][kTaskColumns][4] = {};
     add_fragments(
-        a, first_tile + task.first_tile, 0, a.steps, inner, columns,
+        a, task, 0, a.steps, columns,
         [&](int step) __attribute__((always_inline)) {
           return Pack<int, 2>{
               {8 * step, 2 * step + 1 < slabs ? 8 * step + 4 : 0}};  // beyond, factors are zero

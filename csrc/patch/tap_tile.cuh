@@ -80,7 +80,7 @@ struct TapTiles {
   int64_t batch, tiles;
   int near_cells, far_cells, near_pitch, far_pitch;
   int tile_pitch, inner_pitch;  // tensor form: elements from one cell's to the next one's
-  int strips;                   // of the near rows
+  int strips;                   // of the near rows; 0 where no thread sums over taps
   TapPlaces places;
 };
 
@@ -193,29 +193,33 @@ __device__ __forceinline__ int far_cell_of(const TapTiles& t, int near_cell) {
 // ------------------------------------------------------------------------------------ images in and out
 
 // Whether lanes run through a pixel's channels, or through the pixels of a channel.
-__device__ __forceinline__ bool runs_through_channels(const Images& images) {
+DCTPS_HOST_DEVICE inline bool runs_through_channels(const Images& images) {
   return images.channel_stride < images.column_stride;
 }
 
-// to[row][0 .. pitch - 1] = channel channel_of(row) at the cells of `offsets`, zeros elsewhere and for channels below 0.
-template <class E, class ChannelOf>
-__device__ __forceinline__ void load_cells(const Images& images, Shared<int64_t> offsets, int pitch, int rows,
-                                           Shared<E> to, const ChannelOf& channel_of) {
+// Channels first, first + step, ...: row i of a tile.
+struct ChannelRange {
+  int64_t first;
+  int step, count;
+};
+
+// to[row][0 .. pitch - 1] = the channels at the cells of `offsets`, zeros elsewhere.
+template <class E>
+__device__ __forceinline__ void load_cells(const Images& images, Shared<int64_t> offsets, int pitch,
+                                           const ChannelRange& channels, Shared<E> to) {
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-  const E* const data = static_cast<const E*>(images.data);
+  const E* const data = static_cast<const E*>(images.data) + channels.first * images.channel_stride;
+  const int64_t step = channels.step * images.channel_stride;
   if (runs_through_channels(images)) {
     for (int cell = warp * kQuad; cell < pitch; cell += kTapWarps * kQuad) {
       int64_t offset[kQuad];
 #pragma unroll
       for (int e = 0; e < kQuad; ++e) offset[e] = offsets[cell + e];
-      for (int row = lane; row < rows; row += kWarp) {
-        const int64_t channel = channel_of(row);
+      for (int row = lane; row < channels.count; row += kWarp) {
         E values[kQuad];
 #pragma unroll
         for (int e = 0; e < kQuad; ++e) {
-          values[e] = channel >= 0 && offset[e] >= 0
-                          ? load<Cache::streaming>(data + offset[e] + channel * images.channel_stride)
-                          : E{};
+          values[e] = offset[e] >= 0 ? load<Cache::streaming>(data + offset[e] + row * step) : E{};
         }
         put_quad(to, row * pitch + cell, values);
       }
@@ -225,35 +229,46 @@ __device__ __forceinline__ void load_cells(const Images& images, Shared<int64_t>
   for (int cell = lane; cell < pitch; cell += kWarp) {
     const int64_t offset = offsets[cell];
 #pragma unroll 4
-    for (int row = warp; row < rows; row += kTapWarps) {
-      const int64_t channel = channel_of(row);
-      to[row * pitch + cell] = channel >= 0 && offset >= 0
-                                   ? load<Cache::streaming>(data + offset + channel * images.channel_stride)
-                                   : E{};
+    for (int row = warp; row < channels.count; row += kTapWarps) {
+      to[row * pitch + cell] = offset >= 0 ? load<Cache::streaming>(data + offset + row * step) : E{};
     }
   }
 }
 
 // The other way round.
-template <class E, class ChannelOf>
+template <class E>
 __device__ __forceinline__ void store_cells(const Images& images, Shared<int64_t> offsets, int cells,
-                                            int pitch, int rows, Shared<Accumulator<E>> from,
-                                            const ChannelOf& channel_of) {
+                                            int pitch, const ChannelRange& channels,
+                                            Shared<Accumulator<E>> from) {
   using A = Accumulator<E>;
-  E* const data = static_cast<E*>(images.data);
-  // Lanes run through what is contiguous; of channels, half a warp for each cell.
-  const int side = runs_through_channels(images) ? kWarp / 2 : kTapWarps;
-  const int thread = int(threadIdx.x);
-  const int first_row = side == kTapWarps ? thread / kWarp : thread % side;
-  const int first_cell = side == kTapWarps ? thread % kWarp : thread / side;
-  for (int cell = first_cell; cell < cells; cell += kTapThreads / side) {
-    const int64_t offset = offsets[cell];
-    if (offset < 0) continue;
-    for (int row = first_row; row < rows; row += side) {
-      const int64_t channel = channel_of(row);
-      if (channel < 0) continue;
-      store<Cache::streaming>(data + offset + channel * images.channel_stride,
-                              from_accumulator<E>(A(from[row * pitch + cell])));
+  E* const data = static_cast<E*>(images.data) + channels.first * images.channel_stride;
+  const int64_t step = channels.step * images.channel_stride;
+  // Lanes run through what is contiguous; of channels, half a warp for each cell, of cells, two at once if aligned.
+  const bool through_channels = runs_through_channels(images);
+  const int side = through_channels ? kWarp / 2 : kTapWarps, thread = int(threadIdx.x);
+  const int first_row = through_channels ? thread % side : thread / kWarp;
+  const int first_cell = through_channels ? thread / side : thread % kWarp;
+  const bool in_pairs = !through_channels && images.column_stride == 1 && images.channel_stride % 2 == 0 &&
+                        reinterpret_cast<uintptr_t>(data) % (2 * sizeof(E)) == 0;
+  const int width = in_pairs ? 2 : 1;
+  for (int cell = first_cell * width; cell < cells; cell += kTapThreads / side * width) {
+    const int64_t first = offsets[cell], second = in_pairs ? offsets[cell + 1] : int64_t(-1);
+    if (first >= 0 && first % 2 == 0 && second == first + 1) {
+      E* to = data + first + first_row * step;
+      for (int row = first_row; row < channels.count; row += side, to += side * step) {
+        const auto values = from.template load<2>(row * pitch + cell);
+        store<2, Cache::streaming>(
+            to, Pack<E, 2>{{from_accumulator<E>(values[0]), from_accumulator<E>(values[1])}});
+      }
+      continue;
+    }
+    for (int e = 0; e < width; ++e) {
+      const int64_t offset = e ? second : first;
+      if (offset < 0) continue;
+      E* to = data + offset + first_row * step;
+      for (int row = first_row; row < channels.count; row += side, to += side * step) {
+        store<Cache::streaming>(to, from_accumulator<E>(A(from[row * pitch + cell + e])));
+      }
     }
   }
 }
@@ -275,8 +290,7 @@ class FarTile {
 
   __device__ __forceinline__ void fill(int channels) const {
     if constexpr (in_shared) {
-      load_cells<E>(images_, offsets_, pitch_, channels, tile_,
-                    [&](int row) __attribute__((always_inline)) { return first_ + row; });
+      load_cells(images_, offsets_, pitch_, {first_, 1, channels}, tile_);
     }
   }
   __device__ __forceinline__ A operator()(int channel, int cell) const {
