@@ -101,6 +101,7 @@ void place(TapTiles& t, const TileWork& w, TapForm form) {
   t.places.far_offsets = take(8 * t.far_pitch);
   t.places.near_offsets = take(8 * t.near_pitch);
   t.places.dx_offsets = take(w.is_transposed ? 8 * t.near_pitch : 0);
+  t.places.first_cells = take(w.is_transposed ? 0 : 2 * t.near_pitch);
   t.places.tile = take(on_tensor_cores              ? (t.far_cells + 1) * int64_t(t.tile_pitch) * e
                        : form == TapForm::in_shared ? w.far_channels * t.far_pitch * e
                                                     : 0);
@@ -109,7 +110,8 @@ void place(TapTiles& t, const TileWork& w, TapForm form) {
   t.places.slabs = take(on_tensor_cores && !w.is_transposed ? 8 * w.mma->expand.steps : 0);
   const bool has_sums = w.has_dct && !on_tensor_cores;
   t.places.combined = take(has_sums ? 2 * kTapFilters * pitch * a : 0);
-  const int64_t filters = on_tensor_cores ? kMmaFilters : kTapFilters;
+  const int64_t filters =
+      on_tensor_cores ? std::min<int64_t>(kMmaFilters, round_up(w.near_channels, kMmaRows)) : kTapFilters;
   t.places.results = take((w.is_transposed ? 2 * kTapFolds : filters) * t.near_pitch * a);
   t.places.x = take(w.wants_x ? 2 * kTapFolds * t.near_pitch * e : 0);
   t.places.weights = take(has_sums ? 2 * kTapFilters * int64_t(t.rows.kernel + t.columns.kernel) * a : 0);
@@ -119,21 +121,21 @@ void place(TapTiles& t, const TileWork& w, TapForm form) {
 // Estimated instructions of a thread for a tile in the tensor form.
 double tensor_cost(const TapTiles& t, const TileWork& w) {
   auto rounds = [](double items, double each) { return std::ceil(items / each); };
-  auto product = [&](const DeviceFragments& a, double tiles, double cells) {
-    constexpr double kStep = 40;  // of a task, one fragment deep
-    return rounds(rounds(tiles, kTaskTiles) * rounds(cells, kTaskCells), kTapWarps) * a.steps * kStep;
+  auto product = [&](const DeviceFragments& a, double tiles, double each, double cells) {
+    const double step = 16 + 6 * each;  // of a task, one fragment deep
+    return rounds(rounds(tiles, each) * rounds(cells, kTaskCells), kTapWarps) * (100 + a.steps * step);
   };
   double cost = 600 + 8 * rounds(double(w.far_channels) / 2 * t.far_cells, kTapThreads) +
                 10 * rounds(double(w.near_channels * t.near_cells), kTapThreads);
   if (w.is_transposed) {
     const double chunks = rounds(double(w.near_channels), 2 * kTapFolds);
-    cost += product(w.mma->gather, w.mma->gather.tiles, t.near_cells) +
-            chunks * (100 + product(w.mma->unreduce, 2, t.near_cells));
+    cost += product(w.mma->gather, w.mma->gather.tiles, kTaskTiles, t.near_cells) +
+            chunks * (100 + product(w.mma->unreduce, 2, kTaskTiles, t.near_cells));
   } else {
     const double chunks = rounds(double(w.near_channels), kMmaFilters);
     const double tiles = std::min(kMmaFilters / kMmaRows, w.mma->expand.tiles);
-    cost += product(w.mma->reduce, w.mma->reduce.tiles, t.far_cells) +
-            chunks * (100 + product(w.mma->expand, tiles, t.near_cells));
+    cost += product(w.mma->reduce, w.mma->reduce.tiles, kTaskTiles, t.far_cells) +
+            chunks * (100 + product(w.mma->expand, tiles, kExpandTiles, t.near_cells));
   }
   return cost;
 }

@@ -136,11 +136,12 @@ __device__ __forceinline__ void add_sparse_and_bias(const TapForwardArgs<E>& arg
   using A = Accumulator<E>;
   const TapTiles& t = args.tiles;
   const int lane = int(threadIdx.x) % kWarp;
+  const Shared<int16_t> first_cells = shared_memory<int16_t>(t.places.first_cells);
   int far_cell[kLaneCells];  // of the tap (0, 0)
 #pragma unroll
   for (int i = 0; i < kLaneCells; ++i) {
     const int cell = lane + i * kWarp;
-    far_cell[i] = cell < t.near_cells ? far_cell_of(t, cell) : 0;
+    far_cell[i] = cell < t.near_cells ? int16_t(first_cells[cell]) : 0;
   }
   for (int f = int(threadIdx.x) / kWarp; f < count; f += kTapWarps) {
     const int64_t row = first + f;

@@ -7,9 +7,9 @@
 
 namespace dctps {
 
-constexpr int kMmaFilters = 64;                         // at a time
-constexpr int kTaskTiles = 2, kTaskColumns = 4;         // of 16 rows, of 8 cells: a warp's share of a product
-constexpr int kTaskCells = kTaskColumns * kMmaColumns;  // of each such share
+constexpr int kMmaFilters = 128;  // at a time
+// A warp's share of a product: tiles of 16 rows, of the expansion and of the others, by columns of 8 cells.
+constexpr int kExpandTiles = 4, kTaskTiles = 2, kTaskColumns = 4, kTaskCells = kTaskColumns * kMmaColumns;
 
 // The far cells of all channels of a group in shared memory, in pairs of channels: [far_cells + 1][tile_pitch], the
 // last cell zero. The pitch is an odd multiple of four words, so that fragments (eight cells of four words) are in
@@ -36,9 +36,9 @@ class FarTile<E, TapForm::tensor> {
     if (runs_through_channels(images_)) {
       const bool in_pairs = stride == 1 && channels % 2 == 0 && reinterpret_cast<uintptr_t>(data) % 4 == 0 &&
                             (images_.image_stride | images_.row_stride | images_.column_stride) % 2 == 0;
-#pragma unroll 2
       for (int cell = warp; cell < cells_; cell += kTapWarps) {
         const int64_t offset = offsets_[cell];
+#pragma unroll 2
         for (int pair = lane; pair < pairs; pair += kWarp) {
           const E* const from = data + offset + 2 * pair * stride;
           const int count = offset >= 0 ? channels - 2 * pair : 0;
@@ -70,8 +70,13 @@ class FarTile<E, TapForm::tensor> {
 
  private:
   __device__ __forceinline__ Pack<E, 2> get(const E* from, int count) const {
-    return {{count > 0 ? load<Cache::streaming>(from) : E{},
-             count > 1 ? load<Cache::streaming>(from + images_.channel_stride) : E{}}};
+    Pack<E, 2> pair{};
+    if (count > 1) {
+      pair = {{load<Cache::streaming>(from), load<Cache::streaming>(from + images_.channel_stride)}};
+    } else if (count > 0) {
+      pair[0] = load<Cache::streaming>(from);
+    }
+    return pair;
   }
   __device__ __forceinline__ void put(int cell, int pair, const Pack<E, 2>& values) const {
     tile_.template store<2>(2 * word(cell, pair), values);
@@ -84,9 +89,14 @@ class FarTile<E, TapForm::tensor> {
   Shared<int64_t> offsets_;
 };
 
-// A warp's share of a product: up to kTaskTiles tiles of rows from first_tile on, kTaskCells cells from first_cell on.
+// A warp's share of a product: up to kTiles tiles of 16 rows from first_tile on, kTaskCells cells from first_cell on.
+template <int kTiles>
 struct MmaTask {
   int first_tile, tiles, first_cell;
+  float sum[kTiles][kTaskColumns][4] = {};
+
+  __device__ MmaTask(int first_tile, int tiles, int first_cell)
+      : first_tile(first_tile), tiles(tiles), first_cell(first_cell) {}
 
   // The cells, up to `last`, whose columns of B this lane brings.
   __device__ __forceinline__ int cell(int column, int last) const {
@@ -94,12 +104,11 @@ struct MmaTask {
   }
   // Calls body(row, cell, its sum, the next cell's sum) for what this lane holds of the result.
   template <class Body>
-  __device__ __forceinline__ void each_sum(const float (&sum)[kTaskTiles][kTaskColumns][4],
-                                           const Body& body) const {
+  __device__ __forceinline__ void each_sum(const Body& body) const {
     const int lane = int(threadIdx.x) % kWarp;
 #pragma unroll
-    for (int i = 0; i < kTaskTiles; ++i) {
-      if (i >= tiles) continue;
+    for (int i = 0; i < kTiles; ++i) {
+      if (i >= tiles) break;
 #pragma unroll
       for (int j = 0; j < kTaskColumns; ++j) {
 #pragma unroll
@@ -123,13 +132,13 @@ struct MmaColumns {
 };
 
 // Shares a product of that many tiles of rows and cells out to the block's warps.
-template <class Body>
+template <int kTiles, class Body>
 __device__ __forceinline__ void each_task(int tiles, int cells, const Body& body) {
-  const int across = (cells + kTaskCells - 1) / kTaskCells;
-  const int tasks = (tiles + kTaskTiles - 1) / kTaskTiles * across;
+  const int across = (cells + kTaskCells - 1) / kTaskCells, tasks = (tiles + kTiles - 1) / kTiles * across;
   for (int i = int(threadIdx.x) / kWarp; i < tasks; i += kTapWarps) {
-    const int down = i / across, first = down * kTaskTiles;
-    body(MmaTask{first, min(kTaskTiles, tiles - first), (i - down * across) * kTaskCells});
+    const int down = i / across, first = down * kTiles;
+    MmaTask<kTiles> task(first, min(kTiles, tiles - first), (i - down * across) * kTaskCells);
+    body(task);
   }
 }
 
@@ -148,37 +157,35 @@ struct TapFragments {
         steps(part.steps) {}
 };
 
-// sum += the task's tiles of rows, `steps` deep, times columns of B; slabs(step): where a step's two halves of a column
-// are, in words from where it begins.
-template <int kTiles, class E, class Slabs>
+// task.sum += its tiles of rows, `steps` deep from first_step on, times columns of B; slabs(step): where a step's two
+// halves of a column are, in words from where it begins.
+template <int kCount, int kTiles, class E, class Slabs>
 __device__ __forceinline__ void add_tiles(const E* rows, int tile_size, int steps, const MmaColumns& columns,
-                                          const Slabs& slabs, float (&sum)[kTaskTiles][kTaskColumns][4]) {
-#pragma unroll 2
+                                          const Slabs& slabs, MmaTask<kTiles>& task) {
+  if constexpr (kCount > 1) {  // how many tiles there are is known to the compiler in each of these loops
+    if (task.tiles < kCount) return add_tiles<kCount - 1>(rows, tile_size, steps, columns, slabs, task);
+  }
+#pragma unroll(kCount > 2 ? 1 : 2)
   for (int step = 0; step < steps; ++step) {
-    Pack<E, 8> a[kTiles];
+    Pack<E, 8> a[kCount];
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) a[i] = load<8>(rows + i * tile_size + step * TapFragments<E>::kSize);
+    for (int i = 0; i < kCount; ++i) a[i] = load<8>(rows + i * tile_size + step * TapFragments<E>::kSize);
     const Pack<int, 2> slab = slabs(step);
 #pragma unroll
     for (int j = 0; j < kTaskColumns; ++j) {
       const MmaPair pairs[2] = {columns.of[j][slab[0]], columns.of[j][slab[1]]};
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) mma<E>(sum[i][j], a[i], pairs);
+      for (int i = 0; i < kCount; ++i) mma<E>(task.sum[i][j], a[i], pairs);
     }
   }
 }
 
-template <class E, class Slabs>
-__device__ __forceinline__ void add_fragments(const TapFragments<E>& a, const MmaTask& task, int first_step,
-                                              int steps, const MmaColumns& columns, const Slabs& slabs,
-                                              float (&sum)[kTaskTiles][kTaskColumns][4]) {
-  static_assert(kTaskTiles == 2, "add_fragments: expected pairs of tiles, the last of which may be alone");
+template <int kTiles, class E, class Slabs>
+__device__ __forceinline__ void add_product(const TapFragments<E>& a, int first_step, int steps,
+                                            const MmaColumns& columns, const Slabs& slabs,
+                                            MmaTask<kTiles>& task) {
   const E* const rows = a.data + (int64_t(task.first_tile) * a.steps + first_step) * a.kSize;
-  if (task.tiles == 2) {
-    add_tiles<2>(rows, a.steps * a.kSize, steps, columns, slabs, sum);
-  } else {
-    add_tiles<1>(rows, 0, steps, columns, slabs, sum);
-  }
+  add_tiles<kTiles>(rows, a.steps * a.kSize, steps, columns, slabs, task);
 }
 
 // The two slabs of a step where each cell's are side by side.
@@ -186,11 +193,10 @@ __device__ __forceinline__ Pack<int, 2> adjacent_slabs(int step) { return {{8 * 
 
 // `inner` [cells][inner_pitch] = a result of the given rows, rounded.
 template <class E>
-__device__ __forceinline__ void put_inner(const TapTiles& t, const MmaTask& task,
-                                          const float (&sum)[kTaskTiles][kTaskColumns][4], int rows,
+__device__ __forceinline__ void put_inner(const TapTiles& t, const MmaTask<kTaskTiles>& task, int rows,
                                           int cells) {
   const Shared<E> inner = shared_memory<E>(t.places.inner);
-  task.each_sum(sum, [&](int row, int cell, float first, float second) __attribute__((always_inline)) {
+  task.each_sum([&](int row, int cell, float first, float second) __attribute__((always_inline)) {
     if (row >= rows) return;
     if (cell < cells) inner[cell * t.inner_pitch + row] = from_accumulator<E>(first);
     if (cell + 1 < cells) inner[(cell + 1) * t.inner_pitch + row] = from_accumulator<E>(second);
@@ -220,12 +226,11 @@ template <class E>
 __device__ __forceinline__ void reduce_on_tensor_cores(const TapTiles& t, const DeviceTapMma& mma, int group,
                                                        const FarTile<E, TapForm::tensor>& x) {
   const TapFragments<E> a(mma, mma.reduce, group);
-  each_task(a.tiles, t.far_cells, [&](const MmaTask& task) __attribute__((always_inline)) {
+  each_task<kTaskTiles>(a.tiles, t.far_cells, [&](auto& task) __attribute__((always_inline)) {
     const MmaColumns columns(
         [&](int j) __attribute__((always_inline)) { return x.column(task.cell(j, t.far_cells - 1)); });
-    float sum[kTaskTiles][kTaskColumns][4] = {};
-    add_fragments(a, task, 0, a.steps, columns, adjacent_slabs, sum);
-    put_inner<E>(t, task, sum, mma.rows, t.far_cells);
+    add_product(a, 0, a.steps, columns, adjacent_slabs, task);
+    put_inner<E>(t, task, mma.rows, t.far_cells);
   });
 }
 
@@ -235,17 +240,17 @@ __device__ __forceinline__ void expand_on_tensor_cores(const TapTiles& t, const 
                                                        int first, float alpha, Shared<float> results) {
   TapFragments<E> a(mma, mma.expand, group);
   const Shared<int> slabs = shared_memory<int>(t.places.slabs);
+  const Shared<int16_t> first_cells = shared_memory<int16_t>(t.places.first_cells);
   const int tiles = min(kMmaFilters / kMmaRows, a.tiles - first / kMmaRows);
   a.data += int64_t(first / kMmaRows) * a.steps * a.kSize;
-  each_task(tiles, t.near_cells, [&](const MmaTask& task) __attribute__((always_inline)) {
+  each_task<kExpandTiles>(tiles, t.near_cells, [&](auto& task) __attribute__((always_inline)) {
     const MmaColumns columns([&](int j) __attribute__((always_inline)) {
-      return inner_column(t, far_cell_of(t, task.cell(j, t.near_cells - 1)));
+      return inner_column(t, first_cells[task.cell(j, t.near_cells - 1)]);
     });
-    float sum[kTaskTiles][kTaskColumns][4] = {};
-    add_fragments(
-        a, task, 0, a.steps, columns,
-        [&](int step) __attribute__((always_inline)) { return slabs.load<2>(2 * step); }, sum);
-    task.each_sum(sum, [&](int row, int cell, float s0, float s1) __attribute__((always_inline)) {
+    add_product(
+        a, 0, a.steps, columns,
+        [&](int step) __attribute__((always_inline)) { return slabs.load<2>(2 * step); }, task);
+    task.each_sum([&](int row, int cell, float s0, float s1) __attribute__((always_inline)) {
       if (cell < t.near_cells) results.store<2>(row * t.near_pitch + cell, {{alpha * s0, alpha * s1}});
     });
   });
@@ -261,7 +266,7 @@ __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const 
   const int taps = t.rows.kernel * t.columns.kernel, steps = a.steps / taps;
   const Shared<int16_t> far_rows = shared_memory<int16_t>(t.places.far_rows);
   const Shared<int16_t> far_columns = shared_memory<int16_t>(t.places.far_cols);
-  each_task(a.tiles, t.near_cells, [&](const MmaTask& task) __attribute__((always_inline)) {
+  each_task<kTaskTiles>(a.tiles, t.near_cells, [&](auto& task) __attribute__((always_inline)) {
     int image[kTaskColumns], row[kTaskColumns], column[kTaskColumns];
     for (int j = 0; j < kTaskColumns; ++j) {
       const int cell = task.cell(j, t.near_cells - 1), line = cell / t.columns.near;
@@ -269,7 +274,6 @@ __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const 
       row[j] = (line - image[j] * t.rows.near) * t.rows.kernel;
       column[j] = (cell - line * t.columns.near) * t.columns.kernel;
     }
-    float sum[kTaskTiles][kTaskColumns][4] = {};
     for (int tap = 0; tap < taps; ++tap) {
       const int down = tap / t.columns.kernel, across = tap - down * t.columns.kernel;
       const MmaColumns columns([&](int j) __attribute__((always_inline)) {
@@ -277,9 +281,9 @@ __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const 
         const int cell = (image[j] * t.rows.far + y) * t.columns.far + x;
         return dy.column(y >= 0 && x >= 0 ? cell : t.far_cells);
       });
-      add_fragments(a, task, tap * steps, steps, columns, adjacent_slabs, sum);
+      add_product(a, tap * steps, steps, columns, adjacent_slabs, task);
     }
-    put_inner<E>(t, task, sum, mma.rows, t.near_cells);
+    put_inner<E>(t, task, mma.rows, t.near_cells);
   });
 }
 
@@ -290,22 +294,22 @@ __device__ __forceinline__ void unreduce_on_tensor_cores(const TapTiles& t, cons
   TapFragments<E> a(mma, mma.unreduce, group);
   const int slabs = mma.rows / kMmaSlab;
   a.data += int64_t(2 * first_fold / kMmaRows) * a.steps * a.kSize;
-  each_task(2 * kTapFolds / kMmaRows, t.near_cells, [&](const MmaTask& task) __attribute__((always_inline)) {
-    const MmaColumns columns([&](int j) __attribute__((always_inline)) {
-      return inner_column(t, task.cell(j, t.near_cells - 1));
-    });
-    float sum[kTaskTiles][kTaskColumns][4] = {};
-    add_fragments(
-        a, task, 0, a.steps, columns,
-        [&](int step) __attribute__((always_inline)) {
-          return Pack<int, 2>{
-              {8 * step, 2 * step + 1 < slabs ? 8 * step + 4 : 0}};  // beyond, factors are zero
-        },
-        sum);
-    task.each_sum(sum, [&](int row, int cell, float s0, float s1) __attribute__((always_inline)) {
-      if (cell < t.near_cells) products.store<2>(row * t.near_pitch + cell, {{s0, s1}});
-    });
-  });
+  each_task<kTaskTiles>(
+      2 * kTapFolds / kMmaRows, t.near_cells, [&](auto& task) __attribute__((always_inline)) {
+        const MmaColumns columns([&](int j) __attribute__((always_inline)) {
+          return inner_column(t, task.cell(j, t.near_cells - 1));
+        });
+        add_product(
+            a, 0, a.steps, columns,
+            [&](int step) __attribute__((always_inline)) {
+              return Pack<int, 2>{
+                  {8 * step, 2 * step + 1 < slabs ? 8 * step + 4 : 0}};  // beyond, factors are zero
+            },
+            task);
+        task.each_sum([&](int row, int cell, float s0, float s1) __attribute__((always_inline)) {
+          if (cell < t.near_cells) products.store<2>(row * t.near_pitch + cell, {{s0, s1}});
+        });
+      });
 }
 
 }  // namespace dctps

@@ -64,6 +64,7 @@ struct TapPlaces {
   int far_offsets;         // int64 [far_pitch]: elements from the images' data; -1: padding
   int near_offsets;        // int64 [near_pitch]: of y or x
   int dx_offsets;          // backward: the same, of dx
+  int first_cells;         // forward: int16 [near_pitch]: the far cell that tap (0, 0) sees
   int tile;      // E [channels][far_pitch], if in shared memory; tensor form: [far_cells + 1][tile_pitch]
   int inner;     // [inner_rows][pitch of the input's cells]; tensor form: E [the input's cells][inner_pitch]
   int slabs;     // tensor form, forward: int [2][steps of `expand`]
@@ -174,20 +175,18 @@ __device__ __forceinline__ void place_far_cells(const TapTiles& t, const TapPosi
 __device__ __forceinline__ void place_near_cells(const TapTiles& t, const TapPosition& at,
                                                  const Images& images, Shared<int64_t> offsets) {
   const TapAxisTile &rows = t.rows, &columns = t.columns;
+  const Shared<int16_t> first_cells = shared_memory<int16_t>(t.places.first_cells);
   for (int i = int(threadIdx.x); i < t.near_pitch; i += kTapThreads) {
-    const int line = i / columns.near, image = line / rows.near;
-    offsets[i] = i < t.near_cells ? cell_offset(t, images, rows.is_transposed, at.image + image,
-                                                at.near_row + line - image * rows.near,
-                                                at.near_column + i - line * columns.near)
-                                  : -1;
+    const int line = i / columns.near, column = i - line * columns.near;
+    const int image = line / rows.near, row = line - image * rows.near;
+    const bool is_there = i < t.near_cells;
+    offsets[i] = is_there ? cell_offset(t, images, rows.is_transposed, at.image + image, at.near_row + row,
+                                        at.near_column + column)
+                          : -1;
+    if (rows.is_transposed) continue;
+    const int first = (image * rows.far + row * rows.stride) * columns.far + column * columns.stride;
+    first_cells[i] = int16_t(is_there ? first : 0);
   }
-}
-
-// Forward: the far cell that a near cell meets with tap (0, 0).
-__device__ __forceinline__ int far_cell_of(const TapTiles& t, int near_cell) {
-  const int line = near_cell / t.columns.near, image = line / t.rows.near;
-  const int row = image * t.rows.far + (line - image * t.rows.near) * t.rows.stride;
-  return row * t.columns.far + (near_cell - line * t.columns.near) * t.columns.stride;
 }
 
 // ------------------------------------------------------------------------------------ images in and out
