@@ -42,6 +42,7 @@ FAULTS = {
     "shuffle_after_return": NOT_REACHED.format(thread="40", why="has returned"),
     "shuffle_from_outside": "a shuffle from lane 16, which its mask leaves out",
     "mask_without_caller": "thread (0|32), {place}: a step of the warp whose mask leaves out the caller",
+    "product_in_a_branch": NOT_REACHED.format(thread="(31|63)", why="has returned"),
     "divergent_shuffle": r"a divergent step of the warp: thread \d+ is at {place}",
     "barrier_after_return": "a barrier that not every thread of the block reaches: thread 5 has returned",
     "barrier_in_a_branch": "a barrier that not every thread of the block reaches: thread 0 has returned",
@@ -122,6 +123,12 @@ RESULTS = {
     "sound_halves": [t ^ 1 for t in range(64)] * 4,
     "sound_warp_exchange": [t ^ 9 for t in range(64)] * 4,
     "sound_shuffles": [1] * 256,
+    "sound_product": [
+        1.0 + sum((row + 2 * k) % 5 * ((3 * k + column**2) % 7) for k in range(16))
+        for row in range(16)
+        for column in range(8)
+    ]
+    * 2,
     "sound_rows": [float(i % 16 == 11) for i in range(256)],
     "sound_columns": [float(i % 64 == 2) for i in range(256)],
     "sound_expanded": [float(i < 16) for i in range(256)],

@@ -303,7 +303,9 @@ def test_shared_traffic_and_bank_conflicts_of_powers_of_two(q, transform):
 # ---- convolutions
 
 
-def convolution(channels, filters, batch, size, dtype=torch.float32, density=0.01, groups=1, **keywords):
+def convolution(
+    channels, filters, batch, size, dtype=torch.float32, density=0.01, groups=1, padding=1, **keywords
+):
     """x and the support of a 3x3 convolution, and a function of x: y, dx, dvalues, dalpha, dbias."""
     generator = torch.Generator().manual_seed(0)
     n = 9 * channels // groups
@@ -313,7 +315,7 @@ def convolution(channels, filters, batch, size, dtype=torch.float32, density=0.0
         for shape in ((batch, channels, size, size), (support.nnz,), (filters,))
     )
     alpha = torch.tensor(0.7, dtype=dtype)
-    keywords = dict(padding=1, **keywords, groups=groups)
+    keywords = dict(padding=padding, groups=groups, **keywords)
 
     def run(x, algorithm="taps"):
         leaves = [t.clone().requires_grad_() for t in (x, values, alpha, bias)]
@@ -362,10 +364,11 @@ def test_a_convolution_reads_its_tiles_and_s_once(size, dtype, tile, channels_la
     assert memory["dy"]["loaded"] <= 1.3 * 2 * 48 * size * size * x.itemsize
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-def test_bank_conflicts_of_convolutions(channels_last):
+def test_bank_conflicts_of_convolutions(channels_last, dtype):
     _C.emulator_limits(sm_count=2)
-    x, _, run = convolution(64, 48, 2, 32)
+    x, _, run = convolution(64, 48, 2, 32, dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     for launch in conv_launches(lambda: run(x)):
@@ -378,7 +381,10 @@ def test_bank_conflicts_of_convolutions(channels_last):
 
 @pytest.mark.parametrize(
     "dtype, stride, groups",
-    [*((dtype, 1, 1) for dtype in DTYPES), (torch.float32, 2, 1), (torch.float32, 1, 2)],
+    [
+        *((dtype, 1, 1) for dtype in DTYPES),
+        *((dtype, *more) for dtype in DTYPES[1:] for more in ((2, 1), (1, 2))),
+    ],
     ids=str,
 )
 def test_a_convolution_of_low_rank_in_any_tiles(dtype, stride, groups):
@@ -401,8 +407,9 @@ def test_a_convolution_of_low_rank_in_any_tiles(dtype, stride, groups):
     assert len(shapes) >= 3
 
 
-def test_bits_of_convolutions_depend_on_neither_the_tiles_nor_the_order_of_threads():
-    x, _, run = convolution(64, 40, 5, 9)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_of_convolutions_depend_on_neither_the_tiles_nor_the_order_of_threads(dtype):
+    x, _, run = convolution(64, 40, 5, 9, dtype)
     whole = run(x)
     for seed in (1, 2):
         _C.emulator_seed(seed)
@@ -411,6 +418,70 @@ def test_bits_of_convolutions_depend_on_neither_the_tiles_nor_the_order_of_threa
     _C.emulator_limits(sm_count=1)  # other tiles
     for result, expected in zip(run(x)[:2], whole[:2], strict=True):
         assert torch.equal(result, expected)
+
+
+def rank(channels, filters, tolerance=2**-14):
+    """Rows of the factors between a pixel and the phases of a 3x3 kernel, in whole eights."""
+    angles = np.pi * np.arange(filters)[:, None] / (2 * max(filters, 9 * channels))
+    angles = angles * (2 * np.arange(channels) - (channels - 1))
+    total = 0
+    for part in (np.cos(angles), np.sin(angles)):
+        left, values, _ = np.linalg.svd(part, full_matrices=False)
+        errors = [np.linalg.norm(left[:, r:] * values[r:], axis=1).max() for r in range(len(values) + 1)]
+        total += next(r for r, error in enumerate(errors) if error <= tolerance * (channels / 2) ** 0.5)
+    return -(-total // 8) * 8
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("channels, filters", [(64, 48), (33, 160), (96, 64)])
+def test_sixteen_bits_multiply_on_tensor_cores_as_often_as_the_formula_says(channels, filters, channels_last):
+    """An image of 8x8, cut in one direction. A product of matrices is 16 rows, 8 cells, 16 deep; cells are dealt
+    out by 32."""
+
+    def whole(count, unit):
+        return -(-count // unit)
+
+    _C.emulator_limits(sm_count=1)
+    x, _, run = convolution(channels, filters, 1, 8, torch.bfloat16)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    forward, backward = conv_launches(lambda: run(x))
+    rows = rank(channels, filters)
+    for launch in (forward, backward):
+        edge = 8 // launch["blocks"]
+        near, far = 4 * whole(8 * edge, 32), 4 * whole(10 * (edge + 2), 32)
+        if launch is forward:
+            first = far * whole(rows, 16) * whole(channels, 16)
+            second = near * whole(filters, 16) * whole(9 * rows, 16)
+        else:
+            first = near * whole(rows, 16) * 9 * whole(filters, 16)
+            second = near * 2 * whole(whole(channels, 2), 16) * whole(rows, 16)
+        assert launch["mma"] == launch["blocks"] * (first + second)
+
+
+def test_what_takes_no_tensor_cores():
+    """Other types, older devices, few channels: the thin products without them."""
+    for limits, dtype, channels in (
+        (SM75, torch.bfloat16, 64),
+        ({}, torch.float32, 64),
+        ({}, torch.float64, 64),
+        ({}, torch.bfloat16, 4),
+    ):
+        _C.emulator_limits(**limits)
+        x, _, run = convolution(channels, channels, 1, 8, dtype)
+        assert [launch["mma"] for launch in conv_launches(lambda run=run, x=x: run(x))] == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_non_finite_pixel_spoils_its_own_patches_only_on_tensor_cores(dtype):
+    x, _, run = convolution(64, 32, 2, 9, dtype)
+    clean = run(x)[0]
+    x[1, 5, 4, 3] = float("nan")
+    y = run(x)[0]
+    touched = torch.zeros_like(y, dtype=torch.bool)
+    touched[1, :, 3:6, 2:5] = True
+    assert y[touched].isnan().all()
+    assert torch.equal(y[~touched], clean[~touched])
 
 
 def test_a_kernel_that_fits_nowhere_is_an_error_that_says_so():

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "common/launch.cuh"
+#include "common/mma.cuh"
 #include "common/vec.cuh"
 
 using namespace dctps;
@@ -94,6 +95,48 @@ __global__ void shared_underrun(Args) {
 __global__ void shared_misaligned(Args) {
   auto s = shared_memory<float>();
   s.store<2>(tid(), {{1.0f, 2.0f}});  // planted
+}
+
+// ---- tensor cores
+
+// A [16 x 16], B [16 x 8] of small integers, which 16 bits hold.
+__device__ inline BFloat16 a_entry(int row, int k) {
+  return from_accumulator<BFloat16>(float((row + 2 * k) % 5));
+}
+__device__ inline BFloat16 b_entry(int k, int column) {
+  return from_accumulator<BFloat16>(float((3 * k + column * column) % 7));
+}
+
+struct Fragments {
+  Pack<BFloat16, 8> a;
+  MmaPair b[2];
+  float d[4] = {1, 1, 1, 1};
+};
+
+__device__ inline Fragments fragments() {
+  const int g = lane() / 4, t = lane() % 4;
+  Fragments f;
+  for (int i = 0; i < 2; ++i) {
+    f.a[i] = a_entry(g, 2 * t + i), f.a[2 + i] = a_entry(g + 8, 2 * t + i);
+    f.a[4 + i] = a_entry(g, 2 * t + 8 + i), f.a[6 + i] = a_entry(g + 8, 2 * t + 8 + i);
+    const BFloat16 pair[2] = {b_entry(2 * t + 8 * i, g), b_entry(2 * t + 8 * i + 1, g)};
+    std::memcpy(&f.b[i], pair, sizeof(pair));
+  }
+  return f;
+}
+
+__global__ void sound_product(Args args) {  // every warp stores A B + 1 [16 x 8]
+  Fragments f = fragments();
+  mma<BFloat16>(f.d, f.a, f.b);
+  float* const to =
+      args.y + (block_index() * kThreads + tid()) / kWarp * 128 + lane() / 4 * 8 + lane() % 4 * 2;
+  for (int i = 0; i < 2; ++i) store(to + i, f.d[i]), store(to + 64 + i, f.d[2 + i]);
+}
+
+__global__ void product_in_a_branch(Args args) {
+  Fragments f = fragments();
+  if (lane() < 31) mma<BFloat16>(f.d, f.a, f.b);  // planted
+  store(own(args), f.d[0]);
 }
 
 // ---- warps
@@ -386,6 +429,8 @@ Case cases[] = {
     CASE(shared_overrun, 4 * kThreads),
     CASE(shared_underrun, 4 * kThreads),
     CASE(shared_misaligned, 8 * kThreads),
+    CASE(sound_product, 0),
+    CASE(product_in_a_branch, 0),
     CASE(sound_warp_exchange, 4 * kThreads),
     CASE(missing_warp_barrier, 4 * kThreads),
     CASE(warp_barrier_between_warps, 4 * kThreads),
