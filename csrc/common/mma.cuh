@@ -1,11 +1,14 @@
-// Products of small matrices of 16-bit numbers by a warp on tensor cores: one wrapper for the instruction (mma.sync, from
-// sm_80 on), and where its operands lie in the lanes.
+// Products of small matrices of 16-bit numbers by a warp on tensor cores: wrappers for the two instructions (mma.sync, from
+// sm_80 on; ldmatrix), and where their operands lie in the lanes.
 //
 // D [16 x 8] += A [16 x 16] B [16 x 8], sums in float32. With g = lane / 4 and t = lane % 4 a lane holds, of pairs of
 // neighbours 2t, 2t + 1 (PTX ISA, "Matrix fragments for mma.m16n8k16"):
 //   A   row g, columns 2t; row g + 8, columns 2t; row g, columns 2t + 8; row g + 8, columns 2t + 8
 //   B   column g, rows 2t; column g, rows 2t + 8
 //   D   row g, columns 2t; row g + 8, columns 2t
+//
+// load_columns: of four matrices [8 x 8] in shared memory, whose rows are eight neighbours each (lane 8 i + r brings where
+// row r of matrix i is), column g, rows 2t. So each is half of a B whose columns, not rows, are side by side.
 #pragma once
 
 #include "common/vec.cuh"
@@ -49,6 +52,15 @@ __device__ __forceinline__ void mma(float (&d)[4], const Pack<E, 8>& a, const Mm
 #else
   __trap();  // launches ask for sm_80 first
 #endif
+}
+
+template <class E>
+__device__ __forceinline__ void load_columns(MmaPair (&columns)[4], Shared<E> from, int row) {
+  static_assert(sizeof(E) == 2, "load_columns: 16-bit types alone");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(columns[0].bits), "=r"(columns[1].bits), "=r"(columns[2].bits), "=r"(columns[3].bits)
+               : "r"(from.address(row))
+               : "memory");
 }
 
 }  // namespace dctps

@@ -118,6 +118,8 @@ class Shared {
     dctps::store<N>(data_ + i, pack);
   }
   __device__ T atomic_add(int i, T value) const { return atomicAdd(data_ + i, value); }
+  // As instructions take it.
+  __device__ unsigned address(int i) const { return unsigned(__cvta_generic_to_shared(data_ + i)); }
 
   __device__ Shared operator+(int elements) const { return Shared(data_ + elements); }
   // The same memory with elements of another type.
@@ -127,8 +129,6 @@ class Shared {
   }
 
  private:
-  template <int N, class U>
-  friend __device__ void copy_async(Shared<U> target, int i, const U* source);
   T* data_;
 };
 
@@ -144,7 +144,7 @@ template <int N, class T>
 __device__ __forceinline__ void copy_async(Shared<T> target, int i, const T* source) {
   static_assert(sizeof(T) * N >= 4, "copy_async: N elements must be 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
-  const auto address = unsigned(__cvta_generic_to_shared(target.data_ + i));
+  const unsigned address = target.address(i);
   if constexpr (sizeof(T) * N == 16) {  // past L1, which this data would only pass through
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
   } else {

@@ -19,7 +19,7 @@ namespace {
 
 // Of rows of cells: an odd number of quads, so that eight rows' quads are in all banks.
 constexpr int64_t cell_pitch(int64_t cells) { return (ceil_div(cells, kQuad) | 1) * kQuad; }
-// Of cells of 16-bit values, side by side: an odd number of four words, so that fragments are in all banks.
+// Of rows of 16-bit values whose eighths are fragments: an odd number of these, so that they are in all banks.
 constexpr int64_t fragment_pitch(int64_t values) { return (ceil_div(values, kMmaSlab) | 1) * kMmaSlab; }
 // Of rows of results, stored as pairs of cells, four by four: an odd number of eight cells, so that those are in all banks;
 // or of four, where 16 rows are read at once.
@@ -102,9 +102,9 @@ void place(TapTiles& t, const TileWork& w, TapForm form) {
   t.places.near_offsets = take(8 * t.near_pitch);
   t.places.dx_offsets = take(w.is_transposed ? 8 * t.near_pitch : 0);
   t.places.first_cells = take(w.is_transposed ? 0 : 2 * t.near_pitch);
-  t.places.tile = take(on_tensor_cores              ? (t.far_cells + 1) * int64_t(t.tile_pitch) * e
-                       : form == TapForm::in_shared ? w.far_channels * t.far_pitch * e
-                                                    : 0);
+  t.places.tile = take(form == TapForm::in_place            ? 0
+                       : on_tensor_cores && w.is_transposed ? (t.far_cells + 1) * int64_t(t.tile_pitch) * e
+                                                            : w.far_channels * t.far_pitch * e);
   t.places.inner = take(on_tensor_cores ? (w.is_transposed ? t.near_cells : t.far_cells) * t.inner_pitch * e
                                         : w.inner_rows * pitch * a);
   t.places.slabs = take(on_tensor_cores && !w.is_transposed ? 8 * w.mma->expand.steps : 0);
@@ -194,7 +194,7 @@ struct TileRule {
             t.tiles = ceil_div(w.batch, images) * t.rows.tiles * t.columns.tiles;
             t.near_cells = int(near), t.far_cells = int(far);
             t.near_pitch = int(on_tensor_cores ? result_pitch(near, w.through_channels) : cell_pitch(near));
-            t.far_pitch = int(cell_pitch(on_tensor_cores ? far + 1 : far));
+            t.far_pitch = int(on_tensor_cores ? fragment_pitch(far + w.is_transposed) : cell_pitch(far));
             t.strips = int(on_tensor_cores ? 0 : ceil_div(t.rows.near, kStrip));
             place(t, w, f);
             if (t.places.bytes > limits.shared_bytes_per_block) continue;

@@ -14,6 +14,8 @@ struct TapConfig {
   static constexpr TapForm form = form_;
   static constexpr int filters = form == TapForm::tensor ? kMmaFilters : kTapFilters;  // at a time
   using Tile = FarTile<E, form>;
+  // Forward, products on tensor cores take cells side by side.
+  using ForwardTile = FarTile<E, form == TapForm::tensor ? TapForm::in_shared : form>;
   static_assert(form != TapForm::tensor || sizeof(E) == 2, "tensor cores multiply 16-bit types");
 };
 
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(kTapThreads, 2)
   place_far_cells(t, TapPosition(t, tile), args.x);
   place_near_cells(t, TapPosition(t, tile), args.y, near_offsets);
   sync_block();
-  const typename Config::Tile x(t, args.x, int64_t(group) * args.channels);
+  const typename Config::ForwardTile x(t, args.x, int64_t(group) * args.channels);
   x.fill(args.channels);
   sync_block();
 
@@ -207,7 +209,7 @@ __global__ void __launch_bounds__(kTapThreads, 2)
   const int64_t first_filter = int64_t(group) * args.filters;
   if constexpr (Config::form == TapForm::tensor) {
     place_slabs(t, args.plan.mma);
-    reduce_on_tensor_cores(t, args.plan.mma, group, x);
+    reduce_on_tensor_cores<E>(t, args.plan.mma, group, args.channels);
     sync_block();
   } else if (args.alpha) {
     const TapFactors<A> factors(args.plan, group);

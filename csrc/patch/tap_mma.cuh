@@ -1,5 +1,5 @@
-// The steps of the tap form on tensor cores, for 16-bit types: a tile whose cells hold their channels side by side, and the
-// products of device_taps.h with it. Expansion and sums over taps are one product of depth taps * rows.
+// The steps of the tap form on tensor cores, for 16-bit types: the products of device_taps.h. Expansion and sums over taps
+// are one product of depth taps * rows.
 #pragma once
 
 #include "common/mma.cuh"
@@ -11,8 +11,9 @@ constexpr int kMmaFilters = 128;  // at a time
 // A warp's share of a product: tiles of 16 rows, of the expansion and of the others, by columns of 8 cells.
 constexpr int kExpandTiles = 4, kTaskTiles = 2, kTaskColumns = 4, kTaskCells = kTaskColumns * kMmaColumns;
 
-// The far cells of all channels of a group in shared memory, in pairs of channels: [far_cells + 1][tile_pitch], the
-// last cell zero. The pitch is an odd multiple of four words, so that fragments (eight cells of four words) are in
+// Backward, the far cells of all channels of a group in shared memory, in pairs of channels: [far_cells + 1]
+// [tile_pitch], the last cell zero. (Forward, FarTile in shared memory serves: there only far cells side by side are
+// multiplied with each other's factors.) The pitch is an odd multiple of four words, so that fragments (eight cells of four words) are in
 // all banks; exchanging the four words by cell / 8 spreads one channel of 32 neighbours over all banks too.
 template <class E>
 class FarTile<E, TapForm::tensor> {
@@ -121,13 +122,56 @@ struct MmaTask {
   }
 };
 
-// The columns of B of a task, as this lane brings them, in pairs of rows: column j is make(j) and what follows.
-struct MmaColumns {
+// What brings the columns of B of a task: get(step, pairs) those of one step.
+//
+// Of cells whose rows are side by side, in pairs: column j begins at make(j), and slabs(step) says where from there a
+// step's two halves are, in words.
+template <class Slabs>
+struct PairColumns {
   Shared<MmaPair> of[kTaskColumns];
+  Slabs slabs;
 
   template <class Make>
-  __device__ __forceinline__ explicit MmaColumns(const Make& make) : of{make(0), make(1), make(2), make(3)} {
-    static_assert(kTaskColumns == 4, "MmaColumns: expected four columns");
+  __device__ __forceinline__ PairColumns(const Slabs& slabs, const Make& make)
+      : of{make(0), make(1), make(2), make(3)}, slabs(slabs) {
+    static_assert(kTaskColumns == 4, "PairColumns: expected four columns");
+  }
+  __device__ __forceinline__ void get(int step, MmaPair (&pairs)[kTaskColumns][2]) const {
+    const Pack<int, 2> slab = slabs(step);
+#pragma unroll
+    for (int j = 0; j < kTaskColumns; ++j) pairs[j][0] = of[j][slab[0]], pairs[j][1] = of[j][slab[1]];
+  }
+};
+
+// The two halves where they are side by side.
+struct AdjacentSlabs {
+  __device__ __forceinline__ Pack<int, 2> operator()(int step) const { return {{8 * step, 8 * step + 4}}; }
+};
+
+// Of rows whose cells are side by side: E [rows][pitch].
+template <class E>
+struct RowColumns {
+  Shared<E> data;
+  int last_row, pitch, row, cells[kTaskColumns / 2];
+
+  __device__ __forceinline__ RowColumns(Shared<E> data, int rows, int pitch, int first_cell)
+      : data(data), last_row(rows - 1), pitch(pitch), row(int(threadIdx.x) % 16) {
+#pragma unroll
+    for (int j = 0; j < kTaskColumns / 2; ++j) {  // beyond the pitch nobody asks for the result
+      const int cell = first_cell + (2 * j + int(threadIdx.x) % kWarp / 16) * kMmaColumns;
+      cells[j] = min(cell, pitch - kMmaColumns);
+    }
+  }
+  __device__ __forceinline__ void get(int step, MmaPair (&pairs)[kTaskColumns][2]) const {
+    const int from =
+        min(step * kMmaDepth + row, last_row) * pitch;  // factors of rows beyond the last are zero
+#pragma unroll
+    for (int j = 0; j < kTaskColumns / 2; ++j) {
+      MmaPair both[4];
+      load_columns(both, data, from + cells[j]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pairs[2 * j + i / 2][i % 2] = both[i];
+    }
   }
 };
 
@@ -157,39 +201,34 @@ struct TapFragments {
         steps(part.steps) {}
 };
 
-// task.sum += its tiles of rows, `steps` deep from first_step on, times columns of B; slabs(step): where a step's two
-// halves of a column are, in words from where it begins.
-template <int kCount, int kTiles, class E, class Slabs>
-__device__ __forceinline__ void add_tiles(const E* rows, int tile_size, int steps, const MmaColumns& columns,
-                                          const Slabs& slabs, MmaTask<kTiles>& task) {
+// task.sum += its tiles of rows, `steps` deep from first_step on, times columns of B.
+template <int kCount, int kTiles, class E, class Columns>
+__device__ __forceinline__ void add_tiles(const E* rows, int tile_size, int steps, const Columns& columns,
+                                          MmaTask<kTiles>& task) {
   if constexpr (kCount > 1) {  // how many tiles there are is known to the compiler in each of these loops
-    if (task.tiles < kCount) return add_tiles<kCount - 1>(rows, tile_size, steps, columns, slabs, task);
+    if (task.tiles < kCount) return add_tiles<kCount - 1>(rows, tile_size, steps, columns, task);
   }
 #pragma unroll(kCount > 2 ? 1 : 2)
   for (int step = 0; step < steps; ++step) {
     Pack<E, 8> a[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) a[i] = load<8>(rows + i * tile_size + step * TapFragments<E>::kSize);
-    const Pack<int, 2> slab = slabs(step);
+    MmaPair pairs[kTaskColumns][2];
+    columns.get(step, pairs);
 #pragma unroll
     for (int j = 0; j < kTaskColumns; ++j) {
-      const MmaPair pairs[2] = {columns.of[j][slab[0]], columns.of[j][slab[1]]};
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) mma<E>(task.sum[i][j], a[i], pairs);
+      for (int i = 0; i < kCount; ++i) mma<E>(task.sum[i][j], a[i], pairs[j]);
     }
   }
 }
 
-template <int kTiles, class E, class Slabs>
+template <int kTiles, class E, class Columns>
 __device__ __forceinline__ void add_product(const TapFragments<E>& a, int first_step, int steps,
-                                            const MmaColumns& columns, const Slabs& slabs,
-                                            MmaTask<kTiles>& task) {
+                                            const Columns& columns, MmaTask<kTiles>& task) {
   const E* const rows = a.data + (int64_t(task.first_tile) * a.steps + first_step) * a.kSize;
-  add_tiles<kTiles>(rows, a.steps * a.kSize, steps, columns, slabs, task);
+  add_tiles<kTiles>(rows, a.steps * a.kSize, steps, columns, task);
 }
-
-// The two slabs of a step where each cell's are side by side.
-__device__ __forceinline__ Pack<int, 2> adjacent_slabs(int step) { return {{8 * step, 8 * step + 4}}; }
 
 // `inner` [cells][inner_pitch] = a result of the given rows, rounded.
 template <class E>
@@ -224,12 +263,11 @@ __device__ __forceinline__ void place_slabs(const TapTiles& t, const DeviceTapMm
 
 template <class E>
 __device__ __forceinline__ void reduce_on_tensor_cores(const TapTiles& t, const DeviceTapMma& mma, int group,
-                                                       const FarTile<E, TapForm::tensor>& x) {
+                                                       int channels) {
   const TapFragments<E> a(mma, mma.reduce, group);
   each_task<kTaskTiles>(a.tiles, t.far_cells, [&](auto& task) __attribute__((always_inline)) {
-    const MmaColumns columns(
-        [&](int j) __attribute__((always_inline)) { return x.column(task.cell(j, t.far_cells - 1)); });
-    add_product(a, 0, a.steps, columns, adjacent_slabs, task);
+    const RowColumns<E> columns(shared_memory<E>(t.places.tile), channels, t.far_pitch, task.first_cell);
+    add_product(a, 0, a.steps, columns, task);
     put_inner<E>(t, task, mma.rows, t.far_cells);
   });
 }
@@ -243,13 +281,12 @@ __device__ __forceinline__ void expand_on_tensor_cores(const TapTiles& t, const 
   const Shared<int16_t> first_cells = shared_memory<int16_t>(t.places.first_cells);
   const int tiles = min(kMmaFilters / kMmaRows, a.tiles - first / kMmaRows);
   a.data += int64_t(first / kMmaRows) * a.steps * a.kSize;
+  auto slabs_of = [=](int step) __attribute__((always_inline)) { return slabs.load<2>(2 * step); };
   each_task<kExpandTiles>(tiles, t.near_cells, [&](auto& task) __attribute__((always_inline)) {
-    const MmaColumns columns([&](int j) __attribute__((always_inline)) {
-      return inner_column(t, first_cells[task.cell(j, t.near_cells - 1)]);
+    const PairColumns columns(slabs_of, [&](int j) __attribute__((always_inline)) {
+      return inner_column(t, int16_t(first_cells[task.cell(j, t.near_cells - 1)]));
     });
-    add_product(
-        a, 0, a.steps, columns,
-        [&](int step) __attribute__((always_inline)) { return slabs.load<2>(2 * step); }, task);
+    add_product(a, 0, a.steps, columns, task);
     task.each_sum([&](int row, int cell, float s0, float s1) __attribute__((always_inline)) {
       if (cell < t.near_cells) results.store<2>(row * t.near_pitch + cell, {{alpha * s0, alpha * s1}});
     });
@@ -276,12 +313,12 @@ __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const 
     }
     for (int tap = 0; tap < taps; ++tap) {
       const int down = tap / t.columns.kernel, across = tap - down * t.columns.kernel;
-      const MmaColumns columns([&](int j) __attribute__((always_inline)) {
+      const PairColumns columns(AdjacentSlabs{}, [&](int j) __attribute__((always_inline)) {
         const int y = int16_t(far_rows[row[j] + down]), x = int16_t(far_columns[column[j] + across]);
         const int cell = (image[j] * t.rows.far + y) * t.columns.far + x;
         return dy.column(y >= 0 && x >= 0 ? cell : t.far_cells);
       });
-      add_product(a, tap * steps, steps, columns, adjacent_slabs, task);
+      add_product(a, tap * steps, steps, columns, task);
     }
     put_inner<E>(t, task, mma.rows, t.near_cells);
   });
@@ -294,18 +331,15 @@ __device__ __forceinline__ void unreduce_on_tensor_cores(const TapTiles& t, cons
   TapFragments<E> a(mma, mma.unreduce, group);
   const int slabs = mma.rows / kMmaSlab;
   a.data += int64_t(2 * first_fold / kMmaRows) * a.steps * a.kSize;
+  auto slabs_of = [=](int step) __attribute__((always_inline)) {  // beyond the last, factors are zero
+    return Pack<int, 2>{{8 * step, 2 * step + 1 < slabs ? 8 * step + 4 : 0}};
+  };
   each_task<kTaskTiles>(
       2 * kTapFolds / kMmaRows, t.near_cells, [&](auto& task) __attribute__((always_inline)) {
-        const MmaColumns columns([&](int j) __attribute__((always_inline)) {
+        const PairColumns columns(slabs_of, [&](int j) __attribute__((always_inline)) {
           return inner_column(t, task.cell(j, t.near_cells - 1));
         });
-        add_product(
-            a, 0, a.steps, columns,
-            [&](int step) __attribute__((always_inline)) {
-              return Pack<int, 2>{
-                  {8 * step, 2 * step + 1 < slabs ? 8 * step + 4 : 0}};  // beyond, factors are zero
-            },
-            task);
+        add_product(a, 0, a.steps, columns, task);
         task.each_sum([&](int row, int cell, float s0, float s1) __attribute__((always_inline)) {
           if (cell < t.near_cells) products.store<2>(row * t.near_pitch + cell, {{s0, s1}});
         });

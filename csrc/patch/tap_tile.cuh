@@ -65,7 +65,7 @@ struct TapPlaces {
   int near_offsets;        // int64 [near_pitch]: of y or x
   int dx_offsets;          // backward: the same, of dx
   int first_cells;         // forward: int16 [near_pitch]: the far cell that tap (0, 0) sees
-  int tile;      // E [channels][far_pitch], if in shared memory; tensor form: [far_cells + 1][tile_pitch]
+  int tile;  // E [channels][far_pitch], if in shared memory; tensor form, backward: [far_cells + 1][tile_pitch]
   int inner;     // [inner_rows][pitch of the input's cells]; tensor form: E [the input's cells][inner_pitch]
   int slabs;     // tensor form, forward: int [2][steps of `expand`]
   int combined;  // [kTapFilters][re, im][pitch of the input's cells]
