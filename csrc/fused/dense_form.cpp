@@ -12,6 +12,10 @@
 #include "dct/dct.h"
 #include "plan/plan.h"
 
+#ifdef DCTPS_WITH_CUDA
+#include "patch/device_taps.h"
+#endif
+
 namespace dctps {
 namespace {
 
@@ -67,7 +71,8 @@ double taps_cost(const LayerWork& w) {
 struct GpuCosts {
   // The package's kernels wait for the load and store units: bytes that these serve, conflicts included.
   double transform = 38, value = 12, entry = 16, served = 128;
-  double tap_products = 64;                 // multiply-adds a clock with the thin factors of the tap form
+  // Multiply-adds a clock with the thin factors of the tap form, and in 16 bits on tensor cores.
+  double tap_products = 64, tensor_products = 640;
   double backward = 1.5;                    // of the forward's
   double call = 5000, dense_call = 40000;   // launches: one or two, a dozen
   double matrix_entry = 24, memory = 19.7;  // bytes to make W; bytes a clock
@@ -83,15 +88,19 @@ double gpu_dense_cost(const LayerWork& w, const Tensor& x) {
   return double(w.rows) * products * 2 * entries / rate + c.matrix_entry * entries / c.memory;
 }
 
-double gpu_fast_cost(const LayerWork& w) {
+double gpu_fast_cost(const LayerWork& w, DType dtype, const DeviceLimits& limits) {
   const GpuCosts c;
   const TapShape* conv = w.convolution;
   const bool taps = conv && !conv->is_pointwise();
   const double inputs = conv ? double(w.pixels_per_row * conv->channels * conv->groups) : double(w.n);
   double row = (c.value * (inputs + double(w.m)) + c.entry * double(w.nnz)) / c.served;
   if (w.has_dct) {
-    row += taps ? get_tap_plan<float>(*conv)->cost * double(w.pixels_per_row) / c.tap_products
-                : c.transform * double(std::max(w.m, w.n)) / c.served;
+    const double pixels = double(w.pixels_per_row);
+    const TensorProducts products =
+        taps && has_tensor_form(dtype, limits) ? tensor_products(*conv) : TensorProducts{};
+    row += products.patch > 0 ? (products.pixel * pixels + products.patch) / c.tensor_products
+           : taps             ? get_tap_plan<float>(*conv)->cost * pixels / c.tap_products
+                              : c.transform * double(std::max(w.m, w.n)) / c.served;
   }
   return (w.is_backward ? c.backward : 1) * double(w.rows) * row;
 }
@@ -157,9 +166,10 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
   if (takes_cuda_kernels(x.device())) {  // one kernel for each kind of layer
     if (!may_be_dense) return Form::rows;
     const GpuCosts c;
-    const double multiprocessors = CudaScope(op, x).limits().sm_count;
+    const DeviceLimits limits = CudaScope(op, x).limits();
+    const double multiprocessors = limits.sm_count;
     return c.dense_call + gpu_dense_cost(work, x) / multiprocessors <
-                   c.call + gpu_fast_cost(work) / multiprocessors
+                   c.call + gpu_fast_cost(work, check_dtype(op, "x", x), limits) / multiprocessors
                ? Form::dense
                : Form::rows;
   }

@@ -228,7 +228,7 @@ std::shared_ptr<const OnDevice> make_plan(const TapShape& shape, DType dtype, co
   const int64_t places[] = {bytes.add(parts), bytes.add(factors.values), bytes.add(host->across),
                             bytes.add(down)};
   int64_t fragments = 0;
-  if (element_bytes(dtype) == 2 && tensor_products(shape) > 0) {
+  if (element_bytes(dtype) == 2 && tensor_products(shape).patch > 0) {
     fragments = dtype == DType::f16 ? bytes.add(make_tensor_form<Half>(shape, plan.fold_rows, plan.mma))
                                     : bytes.add(make_tensor_form<BFloat16>(shape, plan.fold_rows, plan.mma));
   }
@@ -244,17 +244,20 @@ std::shared_ptr<const OnDevice> make_plan(const TapShape& shape, DType dtype, co
 
 }  // namespace
 
-double tensor_products(const TapShape& shape) {
-  // On an H200 tensor cores make about 1300 multiply-adds a clock, of which loads and stores leave about half, and
-  // the thin products without them 64 (docs/kernels-cuda.md).
+TensorProducts tensor_products(const TapShape& shape) {
+  // Multiply-adds a clock of a multiprocessor that the counts in docs/kernels-cuda.md come to, on tensor cores and in
+  // thin products without them.
   constexpr double kTensorRate = 640, kThinRate = 64;
   const int64_t taps = shape.kernel_height * shape.kernel_width, filters = shape.filters / shape.groups;
-  if (taps == 1) return 0;
+  if (taps == 1) return {};
   const int64_t rows = inner_rows(*get_rough_plan(shape));
-  const double products =
-      double(shape.groups) * double(round_up(rows, kFragmentRows) * round_up(shape.channels, kFragmentDepth) +
-                                    round_up(filters, kFragmentRows) * round_up(taps * rows, kFragmentDepth));
-  return products / kTensorRate < get_tap_plan<float>(shape)->cost / kThinRate ? products : 0;
+  auto product = [&](int64_t height, int64_t depth) {
+    return double(shape.groups * round_up(height, kFragmentRows) * round_up(depth, kFragmentDepth));
+  };
+  const TensorProducts products{product(rows, shape.channels), product(filters, taps * rows)};
+  const bool pays =
+      (products.pixel + products.patch) / kTensorRate < get_tap_plan<float>(shape)->cost / kThinRate;
+  return pays ? products : TensorProducts{};
 }
 
 std::shared_ptr<const DeviceTapPlan> get_device_taps(const TapShape& shape, DType dtype,

@@ -66,8 +66,12 @@ inline bool has_tensor_form(DType dtype, const DeviceLimits& limits) {
   return element_bytes(dtype) == 2 && limits.major >= 8;
 }
 
-// Multiply-adds for each pixel in the tensor form, in whole fragments; 0 for shapes that do better without it.
-double tensor_products(const TapShape& shape);
+// Multiply-adds of the tensor form in whole fragments, for each input pixel and for each patch; both 0 for shapes that do
+// better without it.
+struct TensorProducts {
+  double pixel = 0, patch = 0;
+};
+TensorProducts tensor_products(const TapShape& shape);
 
 // The plan for a shape on like's device, for the accumulator of `dtype`; cached for the life of the process.
 std::shared_ptr<const DeviceTapPlan> get_device_taps(const TapShape& shape, DType dtype,

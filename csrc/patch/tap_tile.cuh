@@ -227,9 +227,10 @@ __device__ __forceinline__ void load_cells(const Images& images, Shared<int64_t>
   }
   for (int cell = lane; cell < pitch; cell += kWarp) {
     const int64_t offset = offsets[cell];
+    const E* from = data + offset + warp * step;
 #pragma unroll 4
-    for (int row = warp; row < channels.count; row += kTapWarps) {
-      to[row * pitch + cell] = offset >= 0 ? load<Cache::streaming>(data + offset + row * step) : E{};
+    for (int row = warp; row < channels.count; row += kTapWarps, from += kTapWarps * step) {
+      to[row * pitch + cell] = offset >= 0 ? load<Cache::streaming>(from) : E{};
     }
   }
 }
