@@ -451,11 +451,11 @@ def test_sixteen_bits_multiply_on_tensor_cores_as_often_as_counted(channels, fil
         edge = 8 // launch["blocks"]
         near, far = 4 * whole(8 * edge, 32), 4 * whole(10 * (edge + 2), 32)
         if launch is forward:
-            first = far * whole(rows, 16) * whole(channels, 16)
+            first = far * 2 * whole(rows, 16) * whole(channels, 16)
             second = near * whole(filters, 16) * whole(9 * rows, 16)
         else:
             first = near * whole(rows, 16) * 9 * whole(filters, 16)
-            second = near * 2 * whole(whole(channels, 2), 16) * whole(rows, 16)
+            second = near * 2 * whole(whole(channels, 2), 16) * whole(3 * rows, 16)
         assert launch["mma"] == launch["blocks"] * (first + second)
 
 

@@ -87,7 +87,7 @@ void place(TapTiles& t, const TileWork& w, TapForm form) {
   const bool on_tensor_cores = form == TapForm::tensor;
   if (on_tensor_cores) {
     t.tile_pitch = int(fragment_pitch(round_up(w.far_channels, kMmaDepth)));
-    t.inner_pitch = int(fragment_pitch(w.mma->rows));
+    t.inner_pitch = int(fragment_pitch(w.is_transposed ? 2 * w.mma->rows : w.mma->rows));
   }
   int64_t bytes = 0;
   auto take = [&](int64_t size) {

@@ -155,10 +155,12 @@ std::vector<E> make_tensor_form(const TapShape& shape, int fold_rows, DeviceTapM
     return DeviceFragments{0, int(ceil_div(height, kFragmentRows)), int(ceil_div(depth, kFragmentDepth))};
   };
   mma = {.rows = int(rows),
-         .reduce = fragments(rows, shape.channels),
+         .reduce = fragments(2 * round_up(rows, kFragmentRows), shape.channels),
          .expand = fragments(filters, taps * rows),
          .gather = fragments(rows, taps * padded),
-         .unreduce = fragments(2 * folds, rows)};
+         .unreduce = fragments(2 * folds, 3 * rows)};
+  // V is cheap, so it keeps what its rounding leaves.
+  auto rest = [](double v) { return v - double(to_accumulator(from_accumulator<E>(float(v)))); };
   std::vector<TensorFactors> groups;
   for (int64_t group = 0; group < shape.groups; ++group) groups.emplace_back(shape, *plan, group);
   std::vector<E> data;
@@ -168,17 +170,22 @@ std::vector<E> make_tensor_form(const TapShape& shape, int fold_rows, DeviceTapM
       add_fragments(data, part, height, depth, [&](int64_t r, int64_t k) { return entry(factors, r, k); });
     }
   };
-  add(mma.reduce, rows, shape.channels,
-      [&](const TensorFactors& factors, int64_t r, int64_t c) { return factors.reduced(r, c); });
+  add(mma.reduce, 2 * round_up(rows, kFragmentRows), shape.channels,
+      [&](const TensorFactors& factors, int64_t i, int64_t c) {
+        const int64_t tile = i / kFragmentRows, r = tile / 2 * kFragmentRows + i % kFragmentRows;
+        const double v = r < rows ? factors.reduced(r, c) : 0;
+        return tile % 2 ? rest(v) : v;
+      });
   add(mma.expand, filters, taps * rows, [&](const TensorFactors& factors, int64_t f, int64_t k) {
     return factors.expanded(f, k / rows, k % rows);
   });
   add(mma.gather, rows, taps * padded, [&](const TensorFactors& factors, int64_t r, int64_t k) {
     return k % padded < filters ? factors.expanded(k % padded, k / padded, r) : 0;
   });
-  add(mma.unreduce, 2 * folds, rows, [&](const TensorFactors& factors, int64_t i, int64_t r) {
+  add(mma.unreduce, 2 * folds, 3 * rows, [&](const TensorFactors& factors, int64_t i, int64_t k) {
     const int64_t odd = i / kTapFolds % 2, c = i / (2 * kTapFolds) * kTapFolds + i % kTapFolds;
-    return c < (shape.channels + 1) / 2 ? factors.folded(r, c, odd) : 0;
+    const double v = c < (shape.channels + 1) / 2 ? factors.folded(k % rows, c, odd) : 0;
+    return k < 2 * rows ? v : rest(v);
   });
   return data;
 }
@@ -247,14 +254,14 @@ std::shared_ptr<const OnDevice> make_plan(const TapShape& shape, DType dtype, co
 TensorProducts tensor_products(const TapShape& shape) {
   // Multiply-adds a clock of a multiprocessor that the counts in docs/kernels-cuda.md come to, on tensor cores and in
   // thin products without them.
-  constexpr double kTensorRate = 640, kThinRate = 64;
+  constexpr double kTensorRate = 640, kThinRate = 32;
   const int64_t taps = shape.kernel_height * shape.kernel_width, filters = shape.filters / shape.groups;
   if (taps == 1) return {};
   const int64_t rows = inner_rows(*get_rough_plan(shape));
   auto product = [&](int64_t height, int64_t depth) {
     return double(shape.groups * round_up(height, kFragmentRows) * round_up(depth, kFragmentDepth));
   };
-  const TensorProducts products{product(rows, shape.channels), product(filters, taps * rows)};
+  const TensorProducts products{2 * product(rows, shape.channels), product(filters, taps * rows)};
   const bool pays =
       (products.pixel + products.patch) / kTensorRate < get_tap_plan<float>(shape)->cost / kThinRate;
   return pays ? products : TensorProducts{};

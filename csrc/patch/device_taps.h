@@ -42,10 +42,11 @@ struct DeviceFragments {
 struct DeviceTapMma {
   int rows = 0;  // of `inner`, in whole kMmaSlab; 0: not for this shape
   const void* data = nullptr;
-  DeviceFragments reduce;    // [rows][channels]: V
-  DeviceFragments expand;    // [filters][taps * rows]: U
-  DeviceFragments gather;    // [rows][taps][filters, in whole fragments]: U^T
-  DeviceFragments unreduce;  // [fold_rows / kTapFolds][even, odd][kTapFolds][rows]: V^T, folded
+  DeviceFragments reduce;  // [rows / 16][rounded, rest][16][channels]: V, in two summands
+  DeviceFragments expand;  // [filters][taps * rows]: U
+  DeviceFragments gather;  // [rows][taps][filters, in whole fragments]: U^T
+  DeviceFragments
+      unreduce;  // [fold_rows / kTapFolds][even, odd][kTapFolds][rounded, rounded, rest][rows]: V^T, folded
 };
 
 struct DeviceTapPlan {

@@ -103,6 +103,15 @@ struct MmaTask {
   __device__ __forceinline__ int cell(int column, int last) const {
     return min(first_cell + column * kMmaColumns + int(threadIdx.x) % kWarp / 4, last);
   }
+  // Of two tiles that are summands of the same rows.
+  __device__ __forceinline__ void add_second_tile() {
+#pragma unroll
+    for (int j = 0; j < kTaskColumns; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[0][j][e] += sum[1][j][e];
+    }
+    tiles = 1;
+  }
   // Calls body(row, cell, its sum, the next cell's sum) for what this lane holds of the result.
   template <class Body>
   __device__ __forceinline__ void each_sum(const Body& body) const {
@@ -230,19 +239,13 @@ __device__ __forceinline__ void add_product(const TapFragments<E>& a, int first_
   add_tiles<kTiles>(rows, a.steps * a.kSize, steps, columns, task);
 }
 
-// `inner` [cells][inner_pitch] = a result of the given rows, rounded.
+// One value of `inner` [cells][inner_pitch].
 template <class E>
-__device__ __forceinline__ void put_inner(const TapTiles& t, const MmaTask<kTaskTiles>& task, int rows,
-                                          int cells) {
-  const Shared<E> inner = shared_memory<E>(t.places.inner);
-  task.each_sum([&](int row, int cell, float first, float second) __attribute__((always_inline)) {
-    if (row >= rows) return;
-    if (cell < cells) inner[cell * t.inner_pitch + row] = from_accumulator<E>(first);
-    if (cell + 1 < cells) inner[(cell + 1) * t.inner_pitch + row] = from_accumulator<E>(second);
-  });
+__device__ __forceinline__ void put_inner(const TapTiles& t, int row, int cell, E value) {
+  shared_memory<E>(t.places.inner)[cell * t.inner_pitch + row] = value;
 }
 
-// The same for a column of `inner`.
+// A column of `inner`, as this lane brings it.
 __device__ __forceinline__ Shared<MmaPair> inner_column(const TapTiles& t, int cell) {
   return shared_memory<MmaPair>(t.places.inner) + (cell * (t.inner_pitch / 2) + int(threadIdx.x) % 4);
 }
@@ -268,7 +271,13 @@ __device__ __forceinline__ void reduce_on_tensor_cores(const TapTiles& t, const 
   each_task<kTaskTiles>(a.tiles, t.far_cells, [&](auto& task) __attribute__((always_inline)) {
     const RowColumns<E> columns(shared_memory<E>(t.places.tile), channels, t.far_pitch, task.first_cell);
     add_product(a, 0, a.steps, columns, task);
-    put_inner<E>(t, task, mma.rows, t.far_cells);
+    task.add_second_tile();
+    task.each_sum([&](int row, int cell, float first, float second) __attribute__((always_inline)) {
+      row -= task.first_tile / 2 * kMmaRows;
+      if (row >= mma.rows) return;
+      if (cell < t.far_cells) put_inner(t, row, cell, from_accumulator<E>(first));
+      if (cell + 1 < t.far_cells) put_inner(t, row, cell + 1, from_accumulator<E>(second));
+    });
   });
 }
 
@@ -295,7 +304,7 @@ __device__ __forceinline__ void expand_on_tensor_cores(const TapTiles& t, const 
 
 // ------------------------------------------------------------------------------------ backward
 
-// `inner` = sum over taps and filters of U^T dy.
+// `inner` [rounded, rest][rows] = sum over taps and filters of U^T dy: rounded once, these would be all that dx is made of.
 template <class E>
 __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const DeviceTapMma& mma, int group,
                                                        const FarTile<E, TapForm::tensor>& dy) {
@@ -320,7 +329,17 @@ __device__ __forceinline__ void gather_on_tensor_cores(const TapTiles& t, const 
       });
       add_product(a, tap * steps, steps, columns, task);
     }
-    put_inner<E>(t, task, mma.rows, t.near_cells);
+    task.each_sum([&](int row, int cell, float first, float second) __attribute__((always_inline)) {
+      if (row >= mma.rows) return;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (cell + e >= t.near_cells) continue;
+        const float sum = e ? second : first;
+        const E rounded = from_accumulator<E>(sum);
+        put_inner(t, row, cell + e, rounded);
+        put_inner(t, mma.rows + row, cell + e, from_accumulator<E>(sum - to_accumulator(rounded)));
+      }
+    });
   });
 }
 
@@ -331,8 +350,12 @@ __device__ __forceinline__ void unreduce_on_tensor_cores(const TapTiles& t, cons
   TapFragments<E> a(mma, mma.unreduce, group);
   const int slabs = mma.rows / kMmaSlab;
   a.data += int64_t(2 * first_fold / kMmaRows) * a.steps * a.kSize;
-  auto slabs_of = [=](int step) __attribute__((always_inline)) {  // beyond the last, factors are zero
-    return Pack<int, 2>{{8 * step, 2 * step + 1 < slabs ? 8 * step + 4 : 0}};
+  auto slab_of = [=](int i)
+                     __attribute__((always_inline)) {  // rounded, rest, rounded; beyond, factors are zero
+                       return i < 2 * slabs ? 4 * i : i < 3 * slabs ? 4 * (i - 2 * slabs) : 0;
+                     };
+  auto slabs_of = [=](int step) __attribute__((always_inline)) {
+    return Pack<int, 2>{{slab_of(2 * step), slab_of(2 * step + 1)}};
   };
   each_task<kTaskTiles>(
       2 * kTapFolds / kMmaRows, t.near_cells, [&](auto& task) __attribute__((always_inline)) {
