@@ -70,9 +70,9 @@ double taps_cost(const LayerWork& w) {
 // the rates of compute capability 9.0; of others, too, only the ratio of the two forms matters.
 struct GpuCosts {
   // The package's kernels wait for the load and store units: bytes that these serve, conflicts included.
-  double transform = 38, value = 12, entry = 16, served = 128;
+  double transform = 38, value = 12, entry = 16, patch_entry = 6, served = 128;
   // Multiply-adds a clock with the thin factors of the tap form, and in 16 bits on tensor cores.
-  double tap_products = 64, tensor_products = 640;
+  double tap_products = 64, tensor_products = 860;
   double backward = 1.5;                    // of the forward's
   double call = 5000, dense_call = 40000;   // launches: one or two, a dozen
   double matrix_entry = 24, memory = 19.7;  // bytes to make W; bytes a clock
@@ -93,7 +93,8 @@ double gpu_fast_cost(const LayerWork& w, DType dtype, const DeviceLimits& limits
   const TapShape* conv = w.convolution;
   const bool taps = conv && !conv->is_pointwise();
   const double inputs = conv ? double(w.pixels_per_row * conv->channels * conv->groups) : double(w.n);
-  double row = (c.value * (inputs + double(w.m)) + c.entry * double(w.nnz)) / c.served;
+  double row =
+      (c.value * (inputs + double(w.m)) + (taps ? c.patch_entry : c.entry) * double(w.nnz)) / c.served;
   if (w.has_dct) {
     const double pixels = double(w.pixels_per_row);
     const TensorProducts products =
