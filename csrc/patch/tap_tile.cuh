@@ -252,7 +252,9 @@ __device__ __forceinline__ void store_cells(const Images& images, Shared<int64_t
                         reinterpret_cast<uintptr_t>(data) % (2 * sizeof(E)) == 0;
   const int width = in_pairs ? 2 : 1;
   for (int cell = first_cell * width; cell < cells; cell += kTapThreads / side * width) {
-    const int64_t first = offsets[cell], second = in_pairs ? offsets[cell + 1] : int64_t(-1);
+    const Pack<int64_t, 2> both =
+        in_pairs ? offsets.template load<2>(cell) : Pack<int64_t, 2>{{int64_t(offsets[cell]), -1}};
+    const int64_t first = both[0], second = both[1];
     if (first >= 0 && first % 2 == 0 && second == first + 1) {
       E* to = data + first + first_row * step;
       for (int row = first_row; row < channels.count; row += side, to += side * step) {
