@@ -2,6 +2,8 @@
 // are made as they are read and used as they are made.
 #pragma once
 
+#include <algorithm>
+
 #include "common/simd.h"
 
 namespace dctps {
@@ -53,27 +55,30 @@ DCTPS_INLINE void product_block_of(int64_t count, const Factors<A>& factors, int
 }
 
 template <int Vectors, class A, class Load, class Store>
-void product_rows(const Factors<A>& factors, int64_t rows, int64_t depth, int64_t vector, const Load& load,
-                  const Store& store) {
-  // Blocks of about the same height: a last one of a single row would use an eighth of the registers.
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  for (int64_t b = 0, row = 0; b < blocks; ++b) {
-    const int64_t end = (b + 1) * rows / blocks;
-    product_block_of<kBlockRows, Vectors, A>(end - row, factors, row, depth, vector, load, store);
-    row = end;
+DCTPS_INLINE void product_rows(const Factors<A>& factors, int64_t rows, int64_t height, int64_t higher,
+                               int64_t depth, int64_t vector, const Load& load, const Store& store) {
+  for (int64_t b = 0, row = 0; row < rows; ++b) {
+    const int64_t count = height + (b < higher);
+    product_block_of<kBlockRows, Vectors, A>(count, factors, row, depth, vector, load, store);
+    row += count;
   }
 }
 
 // For rows 0 .. rows-1 and vectors 0 .. vectors-1: store(row, vector, sum over d < depth of factors(row, d) * load(d,
-// vector)). Each lane's sum is taken in the order of d.
+// vector)). Each lane's sum is taken in the order of d. (By value: for all that the compiler knows, what is stored may
+// change what is behind a reference.)
 template <class A, class Load, class Store>
-void product(const Factors<A>& factors, int64_t rows, int64_t depth, int64_t vectors, const Load& load,
-             const Store& store) {
+void product(Factors<A> factors, int64_t rows, int64_t depth, int64_t vectors, Load load, Store store) {
+  // Blocks of about the same height: a last one of a single row would use an eighth of the registers.
+  const int64_t blocks = std::max((rows + kBlockRows - 1) / kBlockRows, int64_t(1));
+  const int64_t height = rows / blocks, higher = rows % blocks;
   int64_t vector = 0;
   for (; vector + kBlockVectors <= vectors; vector += kBlockVectors) {
-    product_rows<kBlockVectors, A>(factors, rows, depth, vector, load, store);
+    product_rows<kBlockVectors, A>(factors, rows, height, higher, depth, vector, load, store);
   }
-  for (; vector < vectors; ++vector) product_rows<1, A>(factors, rows, depth, vector, load, store);
+  for (; vector < vectors; ++vector) {
+    product_rows<1, A>(factors, rows, height, higher, depth, vector, load, store);
+  }
 }
 
 }  // namespace DCTPS_ISA

@@ -104,19 +104,64 @@ DCTPS_INLINE void store<Half>(Half* to, Vec<float> value) {
 }
 #endif
 
-// The first `count` lanes only; the others are zero.
+// ---- the first `count` <= kLanes elements only
+
+// Copies count < kLanes without a call.
+template <class E>
+DCTPS_INLINE void copy_partial(const E* from, int count, E* to) {
+  auto copy = [&](auto size) {
+    if constexpr (size < kLanes<Accumulator<E>>) {
+      if (!(count & size)) return;
+      __builtin_memcpy(to, from, size * sizeof(E));
+      from += size, to += size;
+    }
+  };
+  copy(std::integral_constant<int, 8>{});
+  copy(std::integral_constant<int, 4>{});
+  copy(std::integral_constant<int, 2>{});
+  copy(std::integral_constant<int, 1>{});
+}
+
+// The other lanes are zero.
 template <class E>
 DCTPS_INLINE Vec<Accumulator<E>> load_partial(const E* from, int count) {
-  E padded[kLanes<Accumulator<E>>] = {};
-  __builtin_memcpy(padded, from, size_t(count) * sizeof(E));
+  constexpr int L = kLanes<Accumulator<E>>;
+  alignas(L * sizeof(E)) E padded[L] = {};
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (sizeof(E) == 8) {
+    _mm512_store_si512(padded, _mm512_maskz_loadu_epi64(__mmask8(mask), from));
+  } else if constexpr (sizeof(E) == 4) {
+    _mm512_store_si512(padded, _mm512_maskz_loadu_epi32(__mmask16(mask), from));
+  } else {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(padded), _mm256_maskz_loadu_epi16(__mmask16(mask), from));
+  }
+#else
+  if (count == L) return load(from);
+  copy_partial(from, count, padded);
+#endif
   return load(padded);
 }
 
 template <class E>
 DCTPS_INLINE void store_partial(E* to, Vec<Accumulator<E>> value, int count) {
-  E padded[kLanes<Accumulator<E>>];
+  constexpr int L = kLanes<Accumulator<E>>;
+  alignas(L * sizeof(E)) E padded[L];
   store(padded, value);
-  __builtin_memcpy(to, padded, size_t(count) * sizeof(E));
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (sizeof(E) == 8) {
+    _mm512_mask_storeu_epi64(to, __mmask8(mask), _mm512_load_si512(padded));
+  } else if constexpr (sizeof(E) == 4) {
+    _mm512_mask_storeu_epi32(to, __mmask16(mask), _mm512_load_si512(padded));
+  } else {
+    _mm256_mask_storeu_epi16(to, __mmask16(mask),
+                             _mm256_load_si256(reinterpret_cast<const __m256i*>(padded)));
+  }
+#else
+  if (count == L) return store(to, value);
+  copy_partial(padded, count, to);
+#endif
 }
 
 // ---- stores past the caches, for results too large to be read again from them

@@ -1,5 +1,6 @@
 // The fused convolution on CPU in the tap form: a part of the line of cells at a time, lanes side by side along it; one
 // transform for each pixel, a few multiply-adds for each row and column of the kernel, no patch ever formed.
+#include <algorithm>
 #include <vector>
 
 #include "common/gemm_tile.h"
@@ -20,15 +21,31 @@ template <class A>
 constexpr int64_t kStored = kLanes<A> > kFilters ? kLanes<A> : kFilters;
 
 // Larger tiles repeat less work at their edges, smaller ones stay nearer: measured, 1.5 MiB is 30% faster than 0.5 MiB
-// at 512 channels. More only where a tile would be mostly edge.
+// at 512 channels. Backward takes more where a tile would be mostly edge.
 constexpr int64_t kTileBytes = 3 << 19, kMostTileBytes = 3 << 20;
 constexpr int64_t kFewestVectors = 16, kMostVectors = 64;
+// Steps of the forward pass: longer ones spread what each filter costs by itself over more cells.
+constexpr int64_t kMostStepVectors = 60;
+constexpr int64_t kChunksPerWorker = 4;
+// Sums over taps and entries make so many cells at a time.
+template <class A>
+constexpr int64_t kUnit = kTapVectors * kLanes<A>;
 
-// Rows of cells an odd number of cache lines apart, so that they do not meet in one set of the cache.
+// Rows of cells an odd number of cache lines apart, so that they do not meet in one set of the cache, and with room for
+// the vector that may be overwritten behind them.
 template <class A>
 int64_t row_pitch(int64_t cells) {
   constexpr int64_t kLine = 64 / sizeof(A);
-  return (round_up(cells, kLine) / kLine | 1) * kLine;
+  return (round_up(cells + kLanes<A>, kLine) / kLine | 1) * kLine;
+}
+
+// Whether images are too large to stay in the caches from one use to the next. (Smaller results are better left there:
+// the next layer of a network reads them.)
+constexpr int64_t kLargeBytes = 8 << 20;
+
+template <class E>
+bool is_large(const Images& images, int64_t batch) {
+  return batch * images.channels * images.height * images.width * int64_t(sizeof(E)) >= kLargeBytes;
 }
 
 // Memory of a thread, dealt out in pieces: once to count, with no memory, and once for good.
@@ -78,13 +95,13 @@ struct Shape {
 
   // Cells of a tile that holds `values` accumulators for each cell and for each of `reach` cells around them.
   int64_t tile_cells(int64_t values, int64_t reach) const {
-    constexpr int64_t L = kLanes<A>, kUnit = kTapVectors * L;
+    constexpr int64_t L = kLanes<A>;
     const int64_t fitting = kTileBytes / int64_t(sizeof(A)) / values - reach;
     const int64_t most = kMostTileBytes / int64_t(sizeof(A)) / values - reach;
     int64_t cells = std::max(std::min(fitting, kMostVectors * L), std::min(2 * reach, most));
     cells = std::max(cells, kFewestVectors * L);
     const int64_t tiles = (space.cells + cells - 1) / cells;  // of about the same size
-    return round_up((space.cells + tiles - 1) / tiles, kUnit);
+    return round_up((space.cells + tiles - 1) / tiles, kUnit<A>);
   }
 
   // The tap that a column of S stands for, and its channel.
@@ -115,93 +132,145 @@ DCTPS_INLINE Vec<A> folded(const A* x, int64_t pitch, int64_t channels, int part
 
 // ---------------------------------------------------------------------------------------------------- forward
 
+// A part of the line, `cells` at a time. Each step makes as many cells of every kind, a reach behind those that they are
+// made of; what later steps read again is kept: of x as it is, of Z and H for each filter.
 template <class E>
 struct ForwardTile {
   using A = Accumulator<E>;
   static constexpr int64_t L = kLanes<A>;
   const Conv2dForwardArgs& args;
   const Shape<E>& shape;
-  int64_t cells;             // of y in a tile
-  int64_t summed, x_cells;   // that across() makes; that the taps of those see
-  int64_t x_pitch, pitch;    // of rows of x_cells and the like; of rows of y
-  A *x, *inner, *z, *h, *y;  // [planes][channels], [planes][inner] and [kFilters][2][planes] rows of x_cells;
-                             // [2][row planes] rows of `summed`; [kStored] rows of y
-  TapEntry<A>* entries;      // of one row of S
+  int64_t cells;       // of a step
+  int64_t ahead, lag;  // of Z before H, of H before y: the reach in columns and in rows
+  // Rows of lag + ahead + cells, ahead + cells, lag + cells, and cells.
+  int64_t x_pitch, z_pitch, h_pitch, pitch;
+  A *x, *z, *h;        // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
+  A *inner, *y;        // [planes][inner] and [kStored] rows of `cells`
+  A *z_kept, *h_kept;  // [m][2][planes][ahead], [m][2][row planes][lag]
+  int64_t* places;     // [n]: what a column of S sees, in a group's x
   TapTerm<A>* terms;
-  Cells source, target;
+  std::vector<Cells<E>> sources;  // of each plane, of the next step
+  Cells<E> target;
+  bool fetches;  // x for the next step, while this one is made
 
-  static int64_t values(const Shape<E>& s) {
-    return s.planes * (s.channels + s.most_inner[0] + s.most_inner[1] + 2 * kFilters) + kStored<A>;
-  }
-
-  ForwardTile(const Conv2dForwardArgs& arguments, const Shape<E>& s) : args(arguments), shape(s) {
-    cells = s.tile_cells(values(s), s.space.reach());
-    summed = round_up(cells + s.space.row_reach(), kTapVectors * L);
-    x_cells = round_up(summed + s.space.columns.most_shift, L);
-    x_pitch = row_pitch<A>(x_cells);
+  ForwardTile(const Conv2dForwardArgs& arguments, const Shape<E>& s, int64_t step)
+      : args(arguments), shape(s), cells(step), sources(size_t(s.planes)) {
+    target.streaming = is_large<E>(args.y, args.batch);
+    fetches = is_large<E>(args.x, args.batch);
+    ahead = behind_columns(s);
+    lag = behind_rows(s);
+    x_pitch = row_pitch<A>(lag + ahead + cells);
+    z_pitch = row_pitch<A>(ahead + cells);
+    h_pitch = row_pitch<A>(lag + cells);
     pitch = row_pitch<A>(cells);
     Pieces counted(nullptr);
     take(counted);
     Pieces pieces(thread_workspace(size_t(counted.bytes())));
     take(pieces);
+    if (args.s.nnz) {
+      for (int64_t column = 0; column < args.s.n; ++column) {
+        int64_t tap, channel;
+        shape.place(int32_t(column), tap, channel);
+        places[column] = (shape.tap_plane(tap) * args.x.channels + channel) * x_pitch + shape.tap_shift(tap);
+      }
+    }
+  }
+
+  static int64_t behind_columns(const Shape<E>& s) { return round_up(s.space.columns.most_shift, L); }
+  static int64_t behind_rows(const Shape<E>& s) { return round_up(s.space.row_reach(), L); }
+
+  static int64_t most_cells(const Shape<E>& s) {
+    const int64_t row_planes = int64_t(s.space.rows.origins.size()), channels = s.groups * s.channels;
+    const int64_t columns = behind_columns(s), rows = behind_rows(s);
+    const int64_t kept =
+        s.planes * channels * (columns + rows) + 2 * s.m * (s.planes * columns + row_planes * rows);
+    const int64_t each = s.planes * (channels + s.most_inner[0] + s.most_inner[1] + 2 * kFilters) +
+                         2 * row_planes + kStored<A>;
+    const int64_t fitting = (kTileBytes / int64_t(sizeof(A)) - kept) / each;
+    return std::clamp(fitting, kFewestVectors * L, kMostStepVectors * L);
   }
 
   void take(Pieces& pieces) {
-    int64_t longest = 0;
-    for (int64_t k = 0; k < shape.m && args.s.nnz; ++k) {
-      longest = std::max(longest, int64_t(args.s.crow[k + 1] - args.s.crow[k]));
-    }
-    x = pieces.take<A>(shape.planes * shape.channels * x_pitch);
-    inner = pieces.take<A>(shape.planes * (shape.most_inner[0] + shape.most_inner[1]) * x_pitch);
-    z = pieces.take<A>(shape.plan ? kFilters * 2 * shape.planes * x_pitch : 0);
-    h = pieces.take<A>(2 * int64_t(shape.space.rows.origins.size()) * x_pitch);
+    const int64_t row_planes = int64_t(shape.space.rows.origins.size());
+    x = pieces.take<A>(shape.planes * args.x.channels * x_pitch);
     y = pieces.take<A>(kStored<A> * pitch);
-    entries = pieces.take<TapEntry<A>>(longest);
+    places = pieces.take<int64_t>(args.s.nnz ? args.s.n : 0);
+    if (!shape.plan) return;
+    inner = pieces.take<A>(shape.planes * (shape.most_inner[0] + shape.most_inner[1]) * pitch);
+    z = pieces.take<A>(kFilters * 2 * shape.planes * z_pitch);
+    h = pieces.take<A>(2 * row_planes * h_pitch);
+    z_kept = pieces.take<A>(shape.m * 2 * shape.planes * ahead);
+    h_kept = pieces.take<A>(shape.m * 2 * row_planes * lag);
     terms = pieces.take<TapTerm<A>>(std::max(args.geometry.kernel_height, args.geometry.kernel_width) + 1);
   }
 
-  void run(int64_t tile) {
-    const int64_t first = tile * cells;
-    shape.space.output_runs(args.y, first, cells, target.runs);
-    if (target.runs.empty()) return;
-    target.prepare(args.y, cells);
-    for (int64_t group = 0; group < shape.groups; ++group) {
-      for (int64_t plane = 0; plane < shape.planes; ++plane) {
-        shape.space.input_runs(args.x, plane, first, x_cells, source.runs);
-        source.prepare(args.x, x_cells);
-        load_cells<E>(args.x, source, x_cells, group * shape.channels, shape.channels,
-                      x + plane * shape.channels * x_pitch, x_pitch);
-      }
-      if (shape.plan) reduce(group);
-      for (int64_t f = 0; f < shape.filters; f += kStored<A>) {
-        const int64_t count = std::min(kStored<A>, shape.filters - f);
-        if (shape.plan) {
-          for (int64_t j = 0; j < count; j += kFilters)
-            transform(group, f + j, std::min(kFilters, count - j), y + j * pitch);
-        }
-        for (int64_t j = 0; j < count; ++j) finish(group * shape.filters + f + j, y + j * pitch);
-        store_cells<E>(args.y, target, cells, group * shape.filters + f, count, y, pitch);
-      }
+  // y in cells begin .. end - 1.
+  void run(int64_t begin, int64_t end) {
+    const int64_t behind = lag + ahead;
+    find_x(begin - behind, behind + cells);
+    for (int64_t first = begin; first < end + behind; first += cells) {
+      load_x(first == begin ? 0 : behind);
+      find_x(first + cells, cells);
+      shape.space.output_runs(args.y, first - behind, begin, std::min(end, first - behind + cells),
+                              target.runs);
+      target.prepare(args.y, cells);
+      for (int64_t group = 0; group < shape.groups; ++group) step(group);
+    }
+    if (target.streaming) end_streaming();
+  }
+
+  void find_x(int64_t first, int64_t count) {
+    for (size_t plane = 0; plane < sources.size(); ++plane) {
+      shape.space.input_runs(args.x, int64_t(plane), first, count, sources[plane].runs);
+      sources[plane].prepare(args.x, count);
     }
   }
 
+  // New cells, behind the last `kept` of those that are there.
+  void load_x(int64_t kept) {
+    for (int64_t row = 0; row < shape.planes * args.x.channels && kept; ++row) {
+      std::memmove(x + row * x_pitch, x + row * x_pitch + cells, size_t(kept) * sizeof(A));
+    }
+    for (int64_t plane = 0; plane < shape.planes; ++plane) {
+      load_cells<E>(args.x, sources[size_t(plane)], lag + ahead + cells - kept, 0, args.x.channels,
+                    x + plane * args.x.channels * x_pitch + kept, x_pitch);
+    }
+  }
+
+  void step(int64_t group) {
+    if (shape.plan) reduce(group);
+    for (int64_t f = 0; f < shape.filters; f += kStored<A>) {
+      const int64_t count = std::min(kStored<A>, shape.filters - f);
+      if (shape.plan) {
+        for (int64_t j = 0; j < count; j += kFilters)
+          transform(group, f + j, std::min(kFilters, count - j), y + j * pitch);
+      }
+      for (int64_t j = 0; j < count; ++j) finish(group, group * shape.filters + f + j, y + j * pitch);
+      store_cells<E>(args.y, target, cells, group * shape.filters + f, count, y, pitch);
+    }
+  }
+
+  // The new cells of a group's channels in a plane.
+  const A* new_x(int64_t group, int64_t plane) const {
+    return x + (plane * args.x.channels + group * shape.channels) * x_pitch + lag + ahead;
+  }
   A* inner_rows(int64_t plane, int part) const {
     return inner +
-           (plane * (shape.most_inner[0] + shape.most_inner[1]) + (part ? shape.most_inner[0] : 0)) * x_pitch;
+           (plane * (shape.most_inner[0] + shape.most_inner[1]) + (part ? shape.most_inner[0] : 0)) * pitch;
   }
 
   void reduce(int64_t group) const {
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
-      const A* from = x + plane * shape.channels * x_pitch;
+      const A* from = new_x(group, plane);
       for (int part : {0, 1}) {
         const auto& factors = shape.plan->parts[size_t(group)][size_t(part)];
         if (!factors.rank) continue;
         A* to = inner_rows(plane, part);
         auto store_row = [=, this](int64_t row, int64_t v, Vec<A> sum) {
-          store(to + row * x_pitch + v * L, sum);
+          store(to + row * pitch + v * L, sum);
         };
         auto multiply = [&](auto load_row) {
-          product<A>({factors.reduce.data(), factors.depth, 1}, factors.rank, factors.depth, x_cells / L,
+          product<A>({factors.reduce.data(), factors.depth, 1}, factors.rank, factors.depth, cells / L,
                      load_row, store_row);
         };
         if (part) {
@@ -217,22 +286,22 @@ struct ForwardTile {
 
   // D patch for filters f .. f + count - 1 of a group, times alpha, plus the bias.
   void transform(int64_t group, int64_t f, int64_t count, A* to) {
-    const int64_t z_rows = shape.planes * x_pitch;
+    const int64_t z_rows = shape.planes * z_pitch;
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
-      const A* from = x + plane * shape.channels * x_pitch;
+      const A* from = new_x(group, plane);
       for (int part : {0, 1}) {
         const auto& factors = shape.plan->parts[size_t(group)][size_t(part)];
         const A* rows = inner_rows(plane, part);
-        A* sums = z + part * z_rows + plane * x_pitch;
+        A* sums = z + part * z_rows + plane * z_pitch + ahead;
         auto store_row = [=](int64_t row, int64_t v, Vec<A> sum) {
           store(sums + row * 2 * z_rows + v * L, sum);
         };
         auto multiply = [&](auto load_row) {
           product<A>({factors.expand.data() + f * factors.inner(), factors.inner(), 1}, count,
-                     factors.inner(), x_cells / L, load_row, store_row);
+                     factors.inner(), cells / L, load_row, store_row);
         };
         if (factors.rank) {
-          multiply([=, this](int64_t r, int64_t v) { return load(rows + r * x_pitch + v * L); });
+          multiply([=, this](int64_t r, int64_t v) { return load(rows + r * pitch + v * L); });
         } else if (part) {
           multiply(
               [=, this](int64_t c, int64_t v) { return folded(from, x_pitch, shape.channels, 1, c, v); });
@@ -243,34 +312,53 @@ struct ForwardTile {
       }
     }
     for (int64_t j = 0; j < count; ++j) {
-      combine(group * shape.filters + f + j, z + j * 2 * z_rows, z + (j * 2 + 1) * z_rows, to + j * pitch);
+      const int64_t k = group * shape.filters + f + j;
+      if (fetches) {
+        for (const Cells<E>& source : sources) {
+          fetch_cells(args.x, source, 0, args.x.channels, k, shape.m);
+        }
+      }
+      combine(k, z + j * 2 * z_rows, to + j * pitch);
     }
   }
 
-  // Sums over the taps of filter k.
-  void combine(int64_t k, const A* re, const A* im, A* to) {
+  // Puts the `count` kept cells of each row before its new ones, and keeps its last ones.
+  void exchange(A* kept, int64_t count, int64_t number, A* rows, int64_t rows_pitch) const {
+    for (int64_t row = 0; row < number; ++row, kept += count, rows += rows_pitch) {
+      for (int64_t p = 0; p < count; p += L) {
+        store(rows + p, load(kept + p));
+        store(kept + p, load(rows + cells + p));
+      }
+    }
+  }
+
+  // Sums over the taps of filter k; Z in [2][planes] rows.
+  void combine(int64_t k, A* z_rows, A* to) {
     const TapAxis &rows = shape.space.rows, &columns = shape.space.columns;
     const int64_t row_planes = int64_t(rows.origins.size()), width = int64_t(columns.taps.size());
     const int64_t height = int64_t(rows.taps.size());
-    A* const h_im = h + row_planes * x_pitch;
+    exchange(z_kept + k * 2 * shape.planes * ahead, ahead, 2 * shape.planes, z_rows, z_pitch);
+    const A *re = z_rows, *im = z_rows + shape.planes * z_pitch;
+    A* const h_im = h + row_planes * h_pitch;
     const A* across = shape.plan->across.data() + 2 * k * width;
     for (int64_t row_plane = 0; row_plane < row_planes; ++row_plane) {
       auto offset = [&](int64_t b) {
         const TapAxis::Tap& tap = columns.taps[size_t(b)];
-        return shape.space.plane(row_plane, tap.plane) * x_pitch + tap.shift;
+        return shape.space.plane(row_plane, tap.plane) * z_pitch + tap.shift;
       };
       int count = 0;
       for (int64_t b = 0; b < width; ++b) {
         if (b != width / 2) terms[count++] = {across[2 * b], across[2 * b + 1], offset(b)};
       }
       const int64_t center = offset(width / 2);
-      rotated_sum<A>(re, im, &center, terms, count, summed / L, h + row_plane * x_pitch,
-                     h_im + row_plane * x_pitch);
+      rotated_sum<A>(re, im, &center, terms, count, cells / L, h + row_plane * h_pitch + lag,
+                     h_im + row_plane * h_pitch + lag);
     }
+    exchange(h_kept + k * 2 * row_planes * lag, lag, 2 * row_planes, h, h_pitch);
     const A* down = shape.plan->down.data() + 2 * k * height;
     auto offset = [&](int64_t a) {
       const TapAxis::Tap& tap = rows.taps[size_t(a)];
-      return tap.plane * x_pitch + tap.shift * columns.pitch;
+      return tap.plane * h_pitch + tap.shift * columns.pitch;
     };
     int count = 0;
     for (int64_t a = 0; a < height; ++a) {
@@ -285,30 +373,37 @@ struct ForwardTile {
   A bias(int64_t k) const { return args.bias ? static_cast<const A*>(args.bias)[k] : A(0); }
 
   // The sparse part of filter k.
-  void finish(int64_t k, A* to) {
-    if (!shape.plan) {
-      for (int64_t p = 0; p < cells; ++p) to[p] = bias(k);
-    }
+  void finish(int64_t group, int64_t k, A* to) const {
+    if (!shape.plan) std::fill(to, to + cells, bias(k));
     const SparseMatrix& s = args.s;
-    if (!s.nnz || s.crow[k] == s.crow[k + 1]) return;
-    int64_t count = 0;
-    for (int32_t t = s.crow[k]; t < s.crow[k + 1]; ++t) {
-      int64_t tap, channel;
-      shape.place(s.col[t], tap, channel);
-      entries[count++] = {static_cast<const A*>(s.values)[t],
-                          (shape.tap_plane(tap) * shape.channels + channel) * x_pitch + shape.tap_shift(tap)};
-    }
-    add_entries<A>(entries, count, x, cells / L, to);
+    if (!s.nnz) return;
+    const int32_t* columns = s.col + s.crow[k];
+    const A* values = static_cast<const A*>(s.values) + s.crow[k];
+    add_entries<A>(
+        s.crow[k + 1] - s.crow[k],
+        [=, this](int64_t t) { return TapEntry<A>{values[t], places[columns[t]]}; },
+        x + group * shape.channels * x_pitch, cells / L, to);
   }
 };
 
 template <class E>
 void forward(const Conv2dForwardArgs& args) {
   if (!args.batch) return;
+  using Tile = ForwardTile<E>;
   const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr);
-  const int64_t cells = shape.tile_cells(ForwardTile<E>::values(shape), shape.space.reach());
-  parallel_chunks((shape.space.cells + cells - 1) / cells, [&] {
-    return [tile = ForwardTile<E>(args, shape)](int64_t number) mutable { tile.run(number); };
+  // Chunks of whole steps, of which the first only begins y's: one for a single thread, a few for each of several.
+  const int64_t line = shape.space.cells, most = Tile::most_cells(shape), workers = max_workers();
+  const int64_t behind = Tile::behind_columns(shape) + Tile::behind_rows(shape);
+  const int64_t least = std::max(behind, kFewestVectors * kLanes<Accumulator<E>>);
+  const int64_t fewest = std::clamp(line / least, int64_t(1), workers);
+  const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);
+  const int64_t of_chunk = ceil_div(line, wanted) + behind, steps = ceil_div(of_chunk, most);
+  const int64_t step = round_up(ceil_div(of_chunk, steps), kUnit<Accumulator<E>>),
+                chunk = steps * step - behind;
+  parallel_chunks(ceil_div(line, chunk), [&] {
+    return [chunk, line, tile = Tile(args, shape, step)](int64_t number) mutable {
+      tile.run(number * chunk, std::min((number + 1) * chunk, line));
+    };
   });
 }
 
@@ -367,8 +462,9 @@ struct BackwardTile {
   TapEntry<A>* entries;    // of one channel
   TapTerm<A>* terms;
   double dalpha = 0;
-  std::vector<Cells> x_cells, dx_cells;  // of each plane
-  Cells dy_cells;
+  std::vector<Cells<E>> x_cells, dx_cells;  // of each plane
+  Cells<E> dy_cells, next_dy;               // next_dy: of the tile that this thread will probably take next
+  bool fetches_x, fetches_dy;               // of this tile and of the next, while other work goes on
 
   static int64_t values(const Shape<E>& s) {
     return s.filters + s.planes * (s.most_inner[0] + s.most_inner[1] + 2 * kSummed) + 4 * kStored<A>;
@@ -383,6 +479,8 @@ struct BackwardTile {
         x_cells(size_t(s.planes)),
         dx_cells(size_t(s.planes)) {
     cells = s.tile_cells(values(s), s.space.reach());
+    fetches_x = (args.sums.dvalues || args.sums.dalpha) && is_large<E>(args.x, args.batch);
+    fetches_dy = is_large<E>(args.dy, args.batch);
     across = round_up(s.space.columns.most_shift, L);
     before = round_up(across + s.space.row_reach(), L);
     dy_pitch = row_pitch<A>(before + cells);
@@ -414,13 +512,14 @@ struct BackwardTile {
     const int64_t begin = tile * cells;
     dalpha = 0;
     if (args.sums.dvalues) std::memset(dvalues, 0, size_t(args.s.nnz) * sizeof(A));
-    shape.space.output_runs(args.dy, begin - before, before + cells, dy_cells.runs);
-    dy_cells.prepare(args.dy, before + cells);
+    find_dy(tile, dy_cells);
+    if (fetches_dy) find_dy(tile + max_workers(), next_dy);
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
       for (auto [images, of_planes] : {std::pair{&args.x, &x_cells}, std::pair{&args.dx, &dx_cells}}) {
-        Cells& of_plane = (*of_planes)[size_t(plane)];
+        Cells<E>& of_plane = (*of_planes)[size_t(plane)];
         shape.space.input_runs(*images, plane, begin, cells, of_plane.runs);
         of_plane.prepare(*images, cells);
+        of_plane.streaming = is_large<E>(*images, args.batch);
       }
     }
     for (int64_t group = 0; group < shape.groups; ++group) {
@@ -433,6 +532,12 @@ struct BackwardTile {
       if (shape.plan) gather(group);
       for (int64_t plane = 0; plane < shape.planes; ++plane) spread(group, plane);
     }
+    if (dx_cells[0].streaming) end_streaming();
+  }
+
+  void find_dy(int64_t tile, Cells<E>& found) const {
+    shape.space.output_runs(args.dy, tile * cells - before, 0, (tile + 1) * cells, found.runs);
+    found.prepare(args.dy, before + cells);
   }
 
   A* inner_rows(int64_t plane, int part) const {
@@ -444,7 +549,13 @@ struct BackwardTile {
   void gather(int64_t group) {
     for (int64_t f = 0; f < shape.filters; f += kSummed) {
       const int64_t count = std::min(kSummed, shape.filters - f);
-      for (int64_t j = 0; j < count; ++j) combine(group, f + j, z + j * 2 * shape.planes * pitch);
+      for (int64_t j = 0; j < count; ++j) {
+        for (int64_t plane = 0; plane < shape.planes && fetches_x; ++plane) {
+          fetch_cells(args.x, x_cells[size_t(plane)], group * shape.channels, shape.channels, f + j,
+                      shape.filters);
+        }
+        combine(group, f + j, z + j * 2 * shape.planes * pitch);
+      }
       for (int64_t plane = 0; plane < shape.planes; ++plane) {
         for (int part : {0, 1}) {
           const auto& factors = shape.plan->parts[size_t(group)][size_t(part)];
@@ -556,7 +667,11 @@ struct BackwardTile {
     if (args.sums.dvalues || args.sums.dalpha) {
       load_cells<E>(args.x, x_cells[size_t(plane)], cells, image_channel, count, x, pitch);
     }
+    const int64_t all_channels = shape.planes * args.x.channels;
     for (int64_t i = 0; i < count; ++i) {
+      if (fetches_dy) {
+        fetch_cells(args.dy, next_dy, 0, shape.m, plane * args.x.channels + image_channel + i, all_channels);
+      }
       A* const to = dx + i * pitch;
       const A* from = x + i * pitch;
       if (shape.plan) {
@@ -589,7 +704,7 @@ struct BackwardTile {
       entries[t - begin] = {values ? values[entry.number] : A(0),
                             (entry.row - first_filter) * dy_pitch + before - entry.shift};
     }
-    if (wants_dx) add_entries<A>(entries, end - begin, dy, cells / L, to);
+    if (wants_dx) add_entries<A>(end - begin, [this](int64_t t) { return entries[t]; }, dy, cells / L, to);
     if (!args.sums.dvalues) return;
     for (int64_t t = begin; t < end; ++t) {
       dvalues[t] += cell_product<A>(dy + entries[t - begin].offset, from, cells / L);

@@ -72,27 +72,28 @@ struct TapSpace {
                   std::vector<Run>& runs) const {
     const int64_t width = int64_t(columns.origins.size());
     find_runs(x, rows.origins[size_t(plane / width)], columns.origins[size_t(plane % width)], rows.stride,
-              columns.stride, first, count, runs);
+              columns.stride, first, 0, std::min(first + count, cells), runs);
   }
 
-  // The same for images of the output's size.
-  void output_runs(const Images& y, int64_t first, int64_t count, std::vector<Run>& runs) const {
-    find_runs(y, 0, 0, 1, 1, first, count, runs);
+  // The same for images of the output's size, of cells begin .. end - 1 only.
+  void output_runs(const Images& y, int64_t first, int64_t begin, int64_t end, std::vector<Run>& runs) const {
+    find_runs(y, 0, 0, 1, 1, first, begin, std::min(end, cells), runs);
   }
 
  private:
   void find_runs(const Images& images, int64_t row_origin, int64_t column_origin, int64_t row_stride,
-                 int64_t column_stride, int64_t first, int64_t count, std::vector<Run>& runs) const {
+                 int64_t column_stride, int64_t first, int64_t least, int64_t stop,
+                 std::vector<Run>& runs) const {
     runs.clear();
     const int64_t row_begin = first_cell(row_origin, row_stride);
     const int64_t row_end = end_cell(row_origin, row_stride, images.height);
     const int64_t begin = first_cell(column_origin, column_stride);
     const int64_t end = end_cell(column_origin, column_stride, images.width);
-    const int64_t stop = std::min(first + count, cells);
-    for (int64_t line = std::max(first, int64_t(0)) / columns.pitch; line * columns.pitch < stop; ++line) {
+    const int64_t start = std::max(first, least);
+    for (int64_t line = start / columns.pitch; line * columns.pitch < stop; ++line) {
       const int64_t image = line / rows.pitch, row = line % rows.pitch;
       if (row < row_begin || row >= row_end) continue;
-      const int64_t from = std::max(first, line * columns.pitch + begin);
+      const int64_t from = std::max(start, line * columns.pitch + begin);
       const int64_t to = std::min(stop, line * columns.pitch + end);
       if (from >= to) continue;
       const int64_t column = column_origin + column_stride * (from - line * columns.pitch);

@@ -2,7 +2,8 @@
 // the taps of a row or a column, and sparse products.
 #pragma once
 
-#include "common/tile_io.h"
+#include "common/integers.h"
+#include "common/simd.h"
 #include "patch/tap_space.h"
 
 namespace dctps {
@@ -10,30 +11,32 @@ namespace DCTPS_ISA {
 
 // ---- images in and out
 
+// to[0 .. count-1] = elements of a run; with neighbours in memory, zeros up to a whole vector behind them.
 template <class E>
 DCTPS_INLINE void load_run(const E* from, int64_t stride, int64_t count, Accumulator<E>* to) {
-  using A = Accumulator<E>;
+  constexpr int64_t L = kLanes<Accumulator<E>>;
   int64_t i = 0;
-  if (stride == 1) {
-    for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i));
-    for (; i + 4 <= count; i += 4) {
-      for (int l = 0; l < 4; ++l) to[i + l] = to_accumulator(from[i + l]);
-    }
+  if (stride != 1) {
+    for (; i < count; ++i) to[i] = to_accumulator(from[i * stride]);
+    return;
   }
-  for (; i < count; ++i) to[i] = to_accumulator(from[i * stride]);
+  for (; i + L <= count; i += L) store(to + i, load(from + i));
+  if (i < count) store(to + i, load_partial(from + i, int(count - i)));
 }
 
 template <class E>
-DCTPS_INLINE void store_run(const Accumulator<E>* from, int64_t stride, int64_t count, E* to) {
-  using A = Accumulator<E>;
+DCTPS_INLINE void store_run(const Accumulator<E>* from, int64_t stride, int64_t count, bool streaming,
+                            E* to) {
+  constexpr int64_t L = kLanes<Accumulator<E>>;
   int64_t i = 0;
-  if (stride == 1) {
-    for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i));
-    for (; i + 4 <= count; i += 4) {
-      for (int l = 0; l < 4; ++l) to[i + l] = from_accumulator<E>(from[i + l]);
-    }
+  if (stride != 1) {
+    for (; i < count; ++i) to[i * stride] = from_accumulator<E>(from[i]);
+    return;
   }
-  for (; i < count; ++i) to[i * stride] = from_accumulator<E>(from[i]);
+  for (; i + L <= count; i += L) {
+    streaming ? stream(to + i, load(from + i)) : store(to + i, load(from + i));
+  }
+  if (i < count) store_partial(to + i, load(from + i), int(count - i));
 }
 
 // Whether a pixel's channels are neighbours in memory.
@@ -41,38 +44,31 @@ inline bool has_channels_last(const Images& images) {
   return images.channel_stride == 1 && images.channels > 1;
 }
 
-// The runs of a part of the line, and the offset of each of its cells for layouts with neighbouring channels.
+// The runs of a part of the line and, for layouts with neighbouring channels, the pixel behind each of its cells.
+template <class E>
 struct Cells {
-  static constexpr int64_t kPadding = -1;
   std::vector<Run> runs;
-  std::vector<int64_t> offsets;
+  std::vector<E*> pixels;
+  std::vector<E> padding;  // the pixel of all cells that are none
+  bool streaming =
+      false;  // store_cells goes past the caches (not for single pixels: that is at times far slower)
 
   // For load_cells and store_cells, once the runs are there.
   void prepare(const Images& images, int64_t cells) {
     if (!has_channels_last(images)) return;
-    offsets.assign(size_t(cells), kPadding);
+    padding.resize(size_t(images.channels));
+    pixels.assign(size_t(cells), padding.data());
     for (const Run& run : runs) {
-      for (int64_t i = 0; i < run.count; ++i) offsets[size_t(run.cell + i)] = run.offset + i * run.stride;
+      E* pixel = static_cast<E*>(images.data) + run.offset;
+      for (int64_t i = 0; i < run.count; ++i) pixels[size_t(run.cell + i)] = pixel + i * run.stride;
     }
-  }
-
-  // Of kLanes cells, from `channel` on.
-  template <class E>
-  DCTPS_INLINE Lanes<E> lanes(const Images& images, int64_t cell, int64_t channel) const {
-    Lanes<E> result;
-    result.stride = 1;
-    E* const data = static_cast<E*>(images.data) + channel;
-    for (int l = 0; l < kLanes<Accumulator<E>>; ++l) {
-      const int64_t offset = offsets[size_t(cell + l)];
-      result.lane[l] = offset == kPadding ? nullptr : data + offset;
-    }
-    return result;
   }
 };
 
-// to[c][0 .. cells-1] = channels channel .. channel + count - 1, zeros in the padding; cells is a multiple of kLanes.
+// to[c][0 .. cells-1] = channels channel .. channel + count - 1, zeros in the padding; cells is a multiple of kLanes, and
+// less than a vector behind a row is overwritten.
 template <class E>
-void load_cells(const Images& images, const Cells& source, int64_t cells, int64_t channel, int64_t count,
+void load_cells(const Images& images, const Cells<E>& source, int64_t cells, int64_t channel, int64_t count,
                 Accumulator<E>* to, int64_t pitch) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
@@ -80,8 +76,13 @@ void load_cells(const Images& images, const Cells& source, int64_t cells, int64_
     for (int64_t first = 0; first < count; first += L) {
       const int here = count - first < L ? int(count - first) : L;
       for (int64_t cell = 0; cell < cells; cell += L) {
+        E* const* pixels = source.pixels.data() + cell;
         Vec<A> square[L];
-        load_square(source.lanes<const E>(images, cell, channel + first), 0, here, square);
+        for (int l = 0; l < L; ++l) {
+          const E* from = pixels[l] + channel + first;
+          square[l] = here == L ? load(from) : load_partial(from, here);
+        }
+        transpose<A>(square);
         for (int c = 0; c < here; ++c) store(to + (first + c) * pitch + cell, square[c]);
       }
     }
@@ -90,35 +91,67 @@ void load_cells(const Images& images, const Cells& source, int64_t cells, int64_
   const E* from = static_cast<const E*>(images.data) + channel * images.channel_stride;
   for (int64_t c = 0; c < count; ++c, from += images.channel_stride, to += pitch) {
     int64_t cell = 0;
+    auto clear = [&](int64_t end) {
+      for (; cell < end; cell += L) store(to + cell, Vec<A>{});
+    };
     for (const Run& run : source.runs) {
-      for (; cell < run.cell; ++cell) to[cell] = A(0);
-      load_run(from + run.offset, run.stride, run.count, to + cell);
-      cell += run.count;
+      clear(run.cell);
+      load_run(from + run.offset, run.stride, run.count, to + run.cell);
+      cell = run.cell + (run.stride == 1 ? round_up(run.count, L) : run.count);
     }
-    for (; cell < cells; ++cell) to[cell] = A(0);
+    clear(cells);
   }
 }
 
 // The other way round; what is computed in the padding is left out.
 template <class E>
-void store_cells(const Images& images, const Cells& target, int64_t cells, int64_t channel, int64_t count,
+void store_cells(const Images& images, const Cells<E>& target, int64_t cells, int64_t channel, int64_t count,
                  const Accumulator<E>* from, int64_t pitch) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
   if (has_channels_last(images)) {
     for (int64_t cell = 0; cell < cells; cell += L) {
+      E* const* pixels = target.pixels.data() + cell;
       for (int64_t first = 0; first < count; first += L) {
         const int here = count - first < L ? int(count - first) : L;
         Vec<A> square[L];
         for (int c = 0; c < L; ++c) square[c] = c < here ? load(from + (first + c) * pitch + cell) : Vec<A>{};
-        store_square(target.lanes<E>(images, cell, channel + first), 0, here, square);
+        transpose<A>(square);
+        for (int l = 0; l < L; ++l) {
+          E* const to = pixels[l] + channel + first;
+          here == L ? store(to, square[l]) : store_partial(to, square[l], here);
+        }
       }
     }
     return;
   }
   E* to = static_cast<E*>(images.data) + channel * images.channel_stride;
   for (int64_t c = 0; c < count; ++c, to += images.channel_stride, from += pitch) {
-    for (const Run& run : target.runs) store_run(from + run.cell, run.stride, run.count, to + run.offset);
+    for (const Run& run : target.runs)
+      store_run(from + run.cell, run.stride, run.count, target.streaming, to + run.offset);
+  }
+}
+
+// (Inline, as all that fetches: GCC takes a function that does nothing else for one without effect.)
+template <class E>
+DCTPS_INLINE void fetch_lines(const E* from, int64_t elements) {
+  for (int64_t i = 0; i < elements; i += 64 / int64_t(sizeof(E))) __builtin_prefetch(from + i);
+}
+
+// Fetches part `part` of `parts` of what load_cells reads: bit by bit, other work hides the wait.
+template <class E>
+DCTPS_INLINE void fetch_cells(const Images& images, const Cells<E>& source, int64_t channel, int64_t count,
+                              int64_t part, int64_t parts) {
+  if (has_channels_last(images)) {
+    const int64_t pixels = int64_t(source.pixels.size());
+    for (int64_t i = pixels * part / parts; i < pixels * (part + 1) / parts; ++i) {
+      fetch_lines(source.pixels[size_t(i)] + channel, count);
+    }
+    return;
+  }
+  for (int64_t c = count * part / parts; c < count * (part + 1) / parts; ++c) {
+    const E* from = static_cast<const E*>(images.data) + (channel + c) * images.channel_stride;
+    for (const Run& run : source.runs) fetch_lines(from + run.offset, (run.count - 1) * run.stride + 1);
   }
 }
 
@@ -222,31 +255,31 @@ struct TapEntry {
   int64_t offset;
 };
 
-template <int Vectors, class A>
-DCTPS_INLINE void add_entries_at(const TapEntry<A>* entries, int64_t count, const A* x, A* sums) {
+template <int Vectors, class A, class Entry>
+DCTPS_INLINE void add_entries_at(int64_t count, const Entry& entry, const A* x, A* sums) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[Vectors];
 #pragma GCC unroll 16
   for (int v = 0; v < Vectors; ++v) sum[v] = load(sums + v * L);
   for (int64_t t = 0; t < count; ++t) {
-    const A* from = x + entries[t].offset;
+    const TapEntry<A> e = entry(t);
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) sum[v] += load(from + v * L) * entries[t].value;
+    for (int v = 0; v < Vectors; ++v) sum[v] += load(x + e.offset + v * L) * e.value;
   }
 #pragma GCC unroll 16
   for (int v = 0; v < Vectors; ++v) store(sums + v * L, sum[v]);
 }
 
-// sums[p] += sum over entries of value x[p + offset]; `vectors` is a multiple of kTapVectors.
-template <class A>
-void add_entries(const TapEntry<A>* entries, int64_t count, const A* x, int64_t vectors, A* sums) {
+// sums[p] += sum over t < count of value x[p + offset], those of entry(t); `vectors` is a multiple of kTapVectors.
+template <class A, class Entry>
+void add_entries(int64_t count, const Entry& entry, const A* x, int64_t vectors, A* sums) {
   constexpr int kLong = kVectorBytes == 64 ? 16 : 8;  // longer reads from each of the entries' places
   int64_t v = 0;
   for (; v + kLong <= vectors; v += kLong) {
-    add_entries_at<kLong>(entries, count, x + v * kLanes<A>, sums + v * kLanes<A>);
+    add_entries_at<kLong>(count, entry, x + v * kLanes<A>, sums + v * kLanes<A>);
   }
   for (; v < vectors; v += kTapVectors) {
-    add_entries_at<kTapVectors>(entries, count, x + v * kLanes<A>, sums + v * kLanes<A>);
+    add_entries_at<kTapVectors>(count, entry, x + v * kLanes<A>, sums + v * kLanes<A>);
   }
 }
 
