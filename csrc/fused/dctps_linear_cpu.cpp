@@ -129,7 +129,7 @@ void backward(const LinearBackwardArgs& args) {
   const auto plan = transforms ? get_plan<A>(q) : nullptr;
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const SparseMatrix& s = args.s;
-  const bool long_columns = dvalues && s.nnz >= kLongColumn * s.n;
+  const bool long_columns = s.nnz >= kLongColumn * s.n;  // whoever needs gradients: dx has the same bits
   const EntryPlaces places(static_cast<uint64_t*>(args.sums.scratch));
   if (dvalues && !long_columns) places.fill<A>(s);
   A* const values = static_cast<A*>(args.sums.scratch) + BatchSums::place_entries(s.nnz);  // in column order
@@ -192,7 +192,8 @@ void backward(const LinearBackwardArgs& args) {
           if (wants_x) load_square(x, first, here, x_square);
           if (long_columns) {
             for (int c = 0; c < here; ++c) {
-              sparse[c] = sparse_column<A>(V{}, s, values, first + c, dy, x_square[c], entry_sums);
+              sparse[c] = dvalues ? sparse_column<A>(V{}, s, values, first + c, dy, x_square[c], entry_sums)
+                                  : sparse_column<A>(V{}, s, values, first + c, dy);
             }
           } else if (dvalues) {
             entry_sums.add(s.ccol[first], s.ccol[first + here], [&](V* to, int64_t t, int count) {

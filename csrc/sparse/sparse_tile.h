@@ -15,17 +15,15 @@ DCTPS_INLINE Vec<A> gathered_sum(Vec<A> start, const int32_t* index, const A* va
                                  int64_t end, const Vec<A>* x) {
   int64_t t = begin;
   if (t == end) return start;
-  if (t + 2 <= end) {
-    Vec<A> odd{};  // a second chain, because one would wait for each multiply-add
-    do {
-      start += x[index[t]] * values[t];
-      odd += x[index[t + 1]] * values[t + 1];
-      t += 2;
-    } while (t + 2 <= end);
-    start += odd;
-  }
+  if (t + 1 == end) return start + x[index[t]] * values[t];
+  Vec<A> odd{};  // a second chain, because one would wait for each multiply-add
+  do {
+    start += x[index[t]] * values[t];
+    odd += x[index[t + 1]] * values[t + 1];
+    t += 2;
+  } while (t + 2 <= end);
   if (t < end) start += x[index[t]] * values[t];
-  return start;
+  return start + odd;
 }
 
 // start + (S x)[r] of all lanes; x [n].
@@ -92,20 +90,21 @@ class EntrySums {
   V pending_[L];
 };
 
-// As sparse_column, and x_c v[r] of every entry goes to `sums`: one look at v for both.
+// As sparse_column, to the bit, and x_c v[r] of every entry goes to `sums`: one look at v for both.
 template <class A>
 DCTPS_INLINE Vec<A> sparse_column(Vec<A> start, const SparseMatrix& s, const A* values, int64_t c,
                                   const Vec<A>* v, Vec<A> x_c, EntrySums<A>& sums) {
-  Vec<A> odd{};  // as in gathered_sum; by the entry's number, so that groups of any length give the same bits
-  sums.add(s.ccol[c], s.ccol[c + 1], [&](Vec<A>* to, int64_t t, int count) {
-    if (t % 2) std::swap(start, odd);
+  const int64_t begin = s.ccol[c];
+  Vec<A> odd{};  // as in gathered_sum, whatever the lengths of the groups
+  sums.add(begin, s.ccol[c + 1], [&](Vec<A>* to, int64_t t, int count) {
+    if ((t - begin) % 2) std::swap(start, odd);
 #pragma GCC unroll 16
     for (int e = 0; e < count; ++e) {
       const Vec<A> entry = v[s.row[t + e]];
       (e % 2 ? odd : start) += entry * values[t + e];
       to[e] = entry * x_c;
     }
-    if (t % 2) std::swap(start, odd);
+    if ((t - begin) % 2) std::swap(start, odd);
   });
   return start + odd;
 }
