@@ -259,21 +259,21 @@ template <int Vectors, class A, class Entry>
 DCTPS_INLINE void add_entries_at(int64_t count, const Entry& entry, const A* x, A* sums) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[Vectors];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int v = 0; v < Vectors; ++v) sum[v] = load(sums + v * L);
   for (int64_t t = 0; t < count; ++t) {
     const TapEntry<A> e = entry(t);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int v = 0; v < Vectors; ++v) sum[v] += load(x + e.offset + v * L) * e.value;
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int v = 0; v < Vectors; ++v) store(sums + v * L, sum[v]);
 }
 
 // sums[p] += sum over t < count of value x[p + offset], those of entry(t); `vectors` is a multiple of kTapVectors.
 template <class A, class Entry>
 void add_entries(int64_t count, const Entry& entry, const A* x, int64_t vectors, A* sums) {
-  constexpr int kLong = kVectorBytes == 64 ? 16 : 8;  // longer reads from each of the entries' places
+  constexpr int kLong = kVectorBytes == 64 ? 24 : 8;  // longer reads from each of the entries' places
   int64_t v = 0;
   for (; v + kLong <= vectors; v += kLong) {
     add_entries_at<kLong>(count, entry, x + v * kLanes<A>, sums + v * kLanes<A>);
