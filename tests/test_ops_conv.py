@@ -117,6 +117,25 @@ def test_forward_and_backward_agree_with_the_dense_twin(backend, form, name, dty
     assert (gradients[2].double() - oracles[2]).abs() <= bound * scale.abs()
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_rows_so_wide_that_a_patch_spans_several_tiles(backend, dilation, threads, count, channels_last):
+    threads(count)
+    geometry = (3, 5, (5, 3), dict(padding=(2 * dilation, dilation), dilation=dilation))
+    x, values, support, alpha, bias, keywords = operands(
+        geometry, torch.float32, batch=2, height=7, width=350
+    )
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    y, dy, gradients = run_form(x, values, support, alpha, bias, keywords, form="taps", device=backend)
+    doubles = [t.double().requires_grad_() for t in (x, values, alpha, bias)]
+    oracle = twin(doubles[0], doubles[1], support, doubles[2], doubles[3], keywords)
+    assert_accurate(y, oracle.detach(), torch.float32)
+    for index, wanted in enumerate(torch.autograd.grad(oracle, doubles, dy.double())):
+        if index != 2:
+            assert_accurate(gradients[index], wanted, torch.float32)
+
+
 def oracle_alpha_scale(doubles, support, keywords, dy):
     """alpha times the sum of the magnitudes that dalpha is summed from."""
     x, _, alpha, _ = doubles

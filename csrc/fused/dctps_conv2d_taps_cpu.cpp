@@ -325,10 +325,9 @@ struct ForwardTile {
   // Puts the `count` kept cells of each row before its new ones, and keeps its last ones.
   void exchange(A* kept, int64_t count, int64_t number, A* rows, int64_t rows_pitch) const {
     for (int64_t row = 0; row < number; ++row, kept += count, rows += rows_pitch) {
-      for (int64_t p = 0; p < count; p += L) {
-        store(rows + p, load(kept + p));
-        store(kept + p, load(rows + cells + p));
-      }
+      for (int64_t p = 0; p < count; p += L) store(rows + p, load(kept + p));
+      // Afterwards, because a step may have fewer cells than are kept, which then lie among these.
+      for (int64_t p = 0; p < count; p += L) store(kept + p, load(rows + cells + p));
     }
   }
 
