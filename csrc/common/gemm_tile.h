@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/integers.h"
 #include "common/simd.h"
 
 namespace dctps {
@@ -70,7 +71,7 @@ DCTPS_INLINE void product_rows(const Factors<A>& factors, int64_t rows, int64_t 
 template <class A, class Load, class Store>
 void product(Factors<A> factors, int64_t rows, int64_t depth, int64_t vectors, Load load, Store store) {
   // Blocks of about the same height: a last one of a single row would use an eighth of the registers.
-  const int64_t blocks = std::max((rows + kBlockRows - 1) / kBlockRows, int64_t(1));
+  const int64_t blocks = std::max(ceil_div(rows, kBlockRows), int64_t(1));
   const int64_t height = rows / blocks, higher = rows % blocks;
   int64_t vector = 0;
   for (; vector + kBlockVectors <= vectors; vector += kBlockVectors) {

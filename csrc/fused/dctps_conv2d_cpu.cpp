@@ -2,6 +2,7 @@
 // memory, transformed, multiplied by the sparse part and stored; no im2col matrix.
 #include "fused/dctps_conv2d.h"
 
+#include "common/integers.h"
 #include "common/parallel.h"
 #include "common/workspace.h"
 #include "dct/dct_tile.h"
@@ -43,7 +44,7 @@ void forward(const Conv2dForwardArgs& args) {
   const A* bias = static_cast<const A*>(args.bias);
   const int64_t pixels = args.batch * shape.pixels_per_image;
 
-  parallel_chunks((pixels + L - 1) / L, [&] {
+  parallel_chunks(ceil_div(pixels, L), [&] {
     V* patches = static_cast<V*>(thread_workspace(size_t(shape.q + shape.work_size()) * sizeof(V)));
     V* work = patches + shape.q;
     for (int64_t i = shape.n; i < shape.q; ++i) patches[i] = V{};
@@ -138,7 +139,7 @@ void backward(const Conv2dBackwardArgs& args) {
   const int64_t dx_size = wants_dx ? images_per_unit * args.x.height * args.x.width * args.x.channels : 0;
   OrderedSections sections(1);
 
-  parallel_chunks((args.batch + images_per_unit - 1) / images_per_unit, [&] {
+  parallel_chunks(ceil_div(args.batch, images_per_unit), [&] {
     const Scratch<A> scratch(shape, dvalues ? s.nnz : 0, dx_size);
     return [&, scratch](int64_t unit) {
       const int64_t first_image = unit * images_per_unit;

@@ -36,7 +36,7 @@ constexpr int64_t kUnit = kTapVectors * kLanes<A>;
 template <class A>
 int64_t row_pitch(int64_t cells) {
   constexpr int64_t kLine = 64 / sizeof(A);
-  return (round_up(cells + kLanes<A>, kLine) / kLine | 1) * kLine;
+  return (ceil_div(cells + kLanes<A>, kLine) | 1) * kLine;
 }
 
 // Whether images are too large to stay in the caches from one use to the next. (Smaller results are better left there:
@@ -100,8 +100,8 @@ struct Shape {
     const int64_t most = kMostTileBytes / int64_t(sizeof(A)) / values - reach;
     int64_t cells = std::max(std::min(fitting, kMostVectors * L), std::min(2 * reach, most));
     cells = std::max(cells, kFewestVectors * L);
-    const int64_t tiles = (space.cells + cells - 1) / cells;  // of about the same size
-    return round_up((space.cells + tiles - 1) / tiles, kUnit<A>);
+    const int64_t tiles = ceil_div(space.cells, cells);  // of about the same size
+    return round_up(ceil_div(space.cells, tiles), kUnit<A>);
   }
 
   // The tap that a column of S stands for, and its channel.
@@ -724,7 +724,7 @@ void backward(const Conv2dBackwardArgs& args) {
   const int64_t cells = shape.tile_cells(BackwardTile<E>::values(shape), shape.space.reach());
   OrderedSections sections(1);
   std::vector<A> sums(dvalues ? size_t(args.s.nnz) : 0);
-  parallel_chunks((shape.space.cells + cells - 1) / cells, [&] {
+  parallel_chunks(ceil_div(shape.space.cells, cells), [&] {
     return [&, tile = BackwardTile<E>(args, shape, placed, wants_dx)](int64_t number) mutable {
       tile.run(number);
       sections.in_turn(0, number, [&] {

@@ -2,6 +2,7 @@
 // out, so that dct, idct, sparse_linear, its transpose and the SDDMM are the same two kernels.
 #pragma once
 
+#include "common/integers.h"
 #include "common/isa.h"
 #include "common/types.h"
 #include "fused/parameter_sums.h"
@@ -52,7 +53,7 @@ struct BatchSums {
   int64_t chunks = 0;  // 0: one set of sums
 
   BatchSums(int64_t rows, int64_t entries) {
-    const int64_t blocks = (rows + kChunkRows - 1) / kChunkRows;
+    const int64_t blocks = ceil_div(rows, kChunkRows);
     const int64_t fitting = kMostBytes / int64_t(sizeof(float)) / (entries > 0 ? entries : 1);
     const int64_t most = blocks < kMostChunks ? blocks : kMostChunks;
     chunks = fitting < most ? fitting : most;

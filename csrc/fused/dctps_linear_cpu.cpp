@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "common/integers.h"
 #include "common/parallel.h"
 #include "common/tile_io.h"
 #include "common/workspace.h"
@@ -57,7 +58,7 @@ void forward(const LinearForwardArgs& args) {
   const int64_t workers = max_workers();
   const bool streaming = streams<E>(args.y, args.rows, args.m);
 
-  parallel_chunks((args.rows + L - 1) / L, [&] {
+  parallel_chunks(ceil_div(args.rows, L), [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
     V* x = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
     V* work = x + q;
@@ -105,7 +106,7 @@ void add_up_chunks(const SparseMatrix& s, int64_t m, int64_t chunks, const A* pa
     for (int64_t c = 1; c < chunks; ++c) sum += parts[c * (s.nnz + m) + t];
     return sum;
   };
-  parallel_chunks(dvalues ? (s.nnz + kBlock - 1) / kBlock : 0, [&] {
+  parallel_chunks(dvalues ? ceil_div(s.nnz, kBlock) : 0, [&] {
     return [&](int64_t block) {
       const int64_t end = (block + 1) * kBlock < s.nnz ? (block + 1) * kBlock : s.nnz;
       for (int64_t t = block * kBlock; t < end; ++t) dvalues[s.perm[t]] = total(t);
@@ -140,13 +141,13 @@ void backward(const LinearBackwardArgs& args) {
   const BatchSums batch_sums(args.rows, s.nnz + args.m);
   const bool wants_sums = dvalues || dalpha || dbias;
   const bool in_chunks = wants_sums && batch_sums.chunks > 0, in_turns = wants_sums && !in_chunks;
-  const int64_t tiles = (args.rows + L - 1) / L;
+  const int64_t tiles = ceil_div(args.rows, L);
   const int64_t chunks = in_chunks ? batch_sums.chunks : tiles;
-  const int64_t chunk_blocks = (args.rows + BatchSums::kChunkRows - 1) / BatchSums::kChunkRows;
+  const int64_t chunk_blocks = ceil_div(args.rows, BatchSums::kChunkRows);
   A* const parts = values + s.nnz;
   std::vector<double> dalpha_parts(size_t(in_chunks ? chunks : 1));
 
-  const int64_t column_blocks = (args.n + L - 1) / L;
+  const int64_t column_blocks = ceil_div(args.n, L);
   const int64_t most = in_turns && dvalues ? kMostSections : 1;
   const int column_sections = int(column_blocks < most ? column_blocks : most);
   OrderedSections sections(in_turns ? column_sections + 1 : 0);  // the last one: dbias and dalpha

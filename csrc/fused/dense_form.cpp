@@ -71,8 +71,7 @@ double taps_cost(const LayerWork& w) {
 struct GpuCosts {
   // The package's kernels wait for the load and store units: bytes that these serve, conflicts included.
   double transform = 38, value = 12, entry = 16, patch_entry = 6, served = 128;
-  // Multiply-adds a clock with the thin factors of the tap form, and in 16 bits on tensor cores.
-  double tap_products = 64, tensor_products = 860;
+  double tap_products = 64;                 // multiply-adds a clock with the thin factors of the tap form
   double backward = 1.5;                    // of the forward's
   double call = 5000, dense_call = 40000;   // launches: one or two, a dozen
   double matrix_entry = 24, memory = 19.7;  // bytes to make W; bytes a clock
@@ -99,7 +98,7 @@ double gpu_fast_cost(const LayerWork& w, DType dtype, const DeviceLimits& limits
     const double pixels = double(w.pixels_per_row);
     const TensorProducts products =
         taps && has_tensor_form(dtype, limits) ? tensor_products(*conv) : TensorProducts{};
-    row += products.patch > 0 ? (products.pixel * pixels + products.patch) / c.tensor_products
+    row += products.patch > 0 ? (products.pixel * pixels + products.patch) / kTensorRate
            : taps             ? get_tap_plan<float>(*conv)->cost * pixels / c.tap_products
                               : c.transform * double(std::max(w.m, w.n)) / c.served;
   }

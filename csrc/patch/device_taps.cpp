@@ -252,9 +252,7 @@ std::shared_ptr<const OnDevice> make_plan(const TapShape& shape, DType dtype, co
 }  // namespace
 
 TensorProducts tensor_products(const TapShape& shape) {
-  // Multiply-adds a clock of a multiprocessor that the counts in docs/kernels-cuda.md come to, on tensor cores and in
-  // thin products without them.
-  constexpr double kTensorRate = 860, kThinRate = 32;
+  constexpr double kThinRate = 32;  // the same, of thin products without tensor cores
   const int64_t taps = shape.kernel_height * shape.kernel_width, filters = shape.filters / shape.groups;
   if (taps == 1) return {};
   const int64_t rows = inner_rows(*get_rough_plan(shape));

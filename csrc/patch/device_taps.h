@@ -74,6 +74,9 @@ struct TensorProducts {
 };
 TensorProducts tensor_products(const TapShape& shape);
 
+// How many of these a multiprocessor does in a clock, by the counts in docs/kernels-cuda.md.
+constexpr double kTensorRate = 860;
+
 // The plan for a shape on like's device, for the accumulator of `dtype`; cached for the life of the process.
 std::shared_ptr<const DeviceTapPlan> get_device_taps(const TapShape& shape, DType dtype,
                                                      const at::Tensor& like);

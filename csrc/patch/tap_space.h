@@ -6,16 +6,17 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/integers.h"
 #include "fused/dctps_conv2d.h"
 
 namespace dctps {
 
 // In a plane that begins at input position `origin`, cells first_cell .. end_cell - 1 hold input, the others padding.
 inline int64_t first_cell(int64_t origin, int64_t stride) {
-  return origin >= 0 ? 0 : (-origin + stride - 1) / stride;
+  return origin >= 0 ? 0 : ceil_div(-origin, stride);
 }
 inline int64_t end_cell(int64_t origin, int64_t stride, int64_t size) {
-  return std::max(first_cell(origin, stride), (size - origin + stride - 1) / stride);
+  return std::max(first_cell(origin, stride), ceil_div(size - origin, stride));
 }
 
 // Rows or columns of the line.

@@ -120,6 +120,7 @@ void values_by_column(const SparseMatrix& s, A* by_column) {
 class EntryPlaces {
  public:
   static constexpr int kBits = 4, kInWord = 64 / kBits;
+  static_assert(place_words(kInWord) == place_words(0) + 1);
 
   explicit EntryPlaces(uint64_t* words) : words_(words) {}  // [place_words(nnz)]
 
