@@ -150,7 +150,7 @@ compare: $(VENV)/stamp-demo
 	$(SAY) 'comparison: every method on LeNet-5, digits, one epoch'
 	@$(PY) -m dctps_ext.experiments.compare --out runs/compare-lenet5-digits.json
 
-# A few minutes with the build; the benchmark itself under three. SCOPE=standard takes about ten.
+# A few minutes with the build; the benchmark itself under three. SCOPE=standard takes about 15.
 bench: $(VENV)/stamp-bench
 	$(SAY) 'benchmark suite: $(SCOPE)'
 	@$(PY) -m pytest -q benchmarks --scope $(SCOPE) --threads 1 --benchmark-quiet --out build/bench/$(SCOPE).json
