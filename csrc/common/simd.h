@@ -104,6 +104,18 @@ DCTPS_INLINE void store<Half>(Half* to, Vec<float> value) {
 }
 #endif
 
+// The same vector. A compiler that sees an operand in memory reads it again for each of its uses, and what lies across
+// two cache lines takes the time of two reads.
+template <class V>
+DCTPS_INLINE V in_register(V value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__SSE2__)
+  asm("" : "+x"(value));
+#endif
+  return value;
+}
+
 // ---- the first `count` <= kLanes elements only
 
 // Copies count < kLanes without a call.

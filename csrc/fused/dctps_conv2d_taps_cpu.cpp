@@ -148,6 +148,7 @@ struct ForwardTile {
   A *inner, *y;        // [planes][inner] and [kStored] rows of `cells`
   A *z_kept, *h_kept;  // [m][2][planes][ahead], [m][2][row planes][lag]
   int64_t* places;     // [n]: what a column of S sees, in a group's x
+  TapEntry<A>* entries;  // of one filter
   TapTerm<A>* terms;
   std::vector<Cells<E>> sources;  // of each plane, of the next step
   Cells<E> target;
@@ -195,13 +196,18 @@ struct ForwardTile {
     x = pieces.take<A>(shape.planes * args.x.channels * x_pitch);
     y = pieces.take<A>(kStored<A> * pitch);
     places = pieces.take<int64_t>(args.s.nnz ? args.s.n : 0);
+    int64_t longest = 1;
+    for (int64_t k = 0; k < shape.m && args.s.nnz; ++k) {
+      longest = std::max(longest, int64_t(args.s.crow[k + 1] - args.s.crow[k]));
+    }
+    entries = pieces.take<TapEntry<A>>(longest + 2 * args.geometry.kernel_height);
     if (!shape.plan) return;
     inner = pieces.take<A>(shape.planes * (shape.most_inner[0] + shape.most_inner[1]) * pitch);
     z = pieces.take<A>(kFilters * 2 * shape.planes * z_pitch);
     h = pieces.take<A>(2 * row_planes * h_pitch);
     z_kept = pieces.take<A>(shape.m * 2 * shape.planes * ahead);
     h_kept = pieces.take<A>(shape.m * 2 * row_planes * lag);
-    terms = pieces.take<TapTerm<A>>(std::max(args.geometry.kernel_height, args.geometry.kernel_width) + 1);
+    terms = pieces.take<TapTerm<A>>(args.geometry.kernel_width);
   }
 
   // y in cells begin .. end - 1.
@@ -241,11 +247,15 @@ struct ForwardTile {
     if (shape.plan) reduce(group);
     for (int64_t f = 0; f < shape.filters; f += kStored<A>) {
       const int64_t count = std::min(kStored<A>, shape.filters - f);
-      if (shape.plan) {
-        for (int64_t j = 0; j < count; j += kFilters)
-          transform(group, f + j, std::min(kFilters, count - j), y + j * pitch);
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t k = group * shape.filters + f + j, in_block = j % kFilters;
+        if (shape.plan && !in_block) expand(group, f + j, std::min(kFilters, count - j));
+        for (const Cells<E>& source : sources) {
+          if (fetches) fetch_cells(args.x, source, 0, args.x.channels, k, shape.m);
+        }
+        if (shape.plan) across(k, z + in_block * 2 * shape.planes * z_pitch);
+        finish(group, k, y + j * pitch);
       }
-      for (int64_t j = 0; j < count; ++j) finish(group, group * shape.filters + f + j, y + j * pitch);
       store_cells<E>(args.y, target, cells, group * shape.filters + f, count, y, pitch);
     }
   }
@@ -284,8 +294,8 @@ struct ForwardTile {
     }
   }
 
-  // D patch for filters f .. f + count - 1 of a group, times alpha, plus the bias.
-  void transform(int64_t group, int64_t f, int64_t count, A* to) {
+  // Z for filters f .. f + count - 1 of a group.
+  void expand(int64_t group, int64_t f, int64_t count) const {
     const int64_t z_rows = shape.planes * z_pitch;
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
       const A* from = new_x(group, plane);
@@ -311,15 +321,6 @@ struct ForwardTile {
         }
       }
     }
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t k = group * shape.filters + f + j;
-      if (fetches) {
-        for (const Cells<E>& source : sources) {
-          fetch_cells(args.x, source, 0, args.x.channels, k, shape.m);
-        }
-      }
-      combine(k, z + j * 2 * z_rows, to + j * pitch);
-    }
   }
 
   // Puts the `count` kept cells of each row before its new ones, and keeps its last ones.
@@ -331,15 +332,14 @@ struct ForwardTile {
     }
   }
 
-  // Sums over the taps of filter k; Z in [2][planes] rows.
-  void combine(int64_t k, A* z_rows, A* to) {
-    const TapAxis &rows = shape.space.rows, &columns = shape.space.columns;
-    const int64_t row_planes = int64_t(rows.origins.size()), width = int64_t(columns.taps.size());
-    const int64_t height = int64_t(rows.taps.size());
+  // H of filter k: Z, in [2][planes] rows, summed over the taps of a row.
+  void across(int64_t k, A* z_rows) {
+    const TapAxis& columns = shape.space.columns;
+    const int64_t row_planes = int64_t(shape.space.rows.origins.size()), width = int64_t(columns.taps.size());
     exchange(z_kept + k * 2 * shape.planes * ahead, ahead, 2 * shape.planes, z_rows, z_pitch);
     const A *re = z_rows, *im = z_rows + shape.planes * z_pitch;
     A* const h_im = h + row_planes * h_pitch;
-    const A* across = shape.plan->across.data() + 2 * k * width;
+    const A* turns = shape.plan->across.data() + 2 * k * width;
     for (int64_t row_plane = 0; row_plane < row_planes; ++row_plane) {
       auto offset = [&](int64_t b) {
         const TapAxis::Tap& tap = columns.taps[size_t(b)];
@@ -347,41 +347,40 @@ struct ForwardTile {
       };
       int count = 0;
       for (int64_t b = 0; b < width; ++b) {
-        if (b != width / 2) terms[count++] = {across[2 * b], across[2 * b + 1], offset(b)};
+        if (b != width / 2) terms[count++] = {turns[2 * b], turns[2 * b + 1], offset(b)};
       }
       const int64_t center = offset(width / 2);
       rotated_sum<A>(re, im, &center, terms, count, cells / L, h + row_plane * h_pitch + lag,
                      h_im + row_plane * h_pitch + lag);
     }
     exchange(h_kept + k * 2 * row_planes * lag, lag, 2 * row_planes, h, h_pitch);
-    const A* down = shape.plan->down.data() + 2 * k * height;
-    auto offset = [&](int64_t a) {
-      const TapAxis::Tap& tap = rows.taps[size_t(a)];
-      return tap.plane * h_pitch + tap.shift * columns.pitch;
-    };
-    int count = 0;
-    for (int64_t a = 0; a < height; ++a) {
-      if (a != height / 2) terms[count++] = {down[2 * a], down[2 * a + 1], offset(a)};
-    }
-    if (shape.plan->turns) terms[count++] = {A(0), down[2 * (height / 2) + 1], offset(height / 2)};
-    const bool swaps = shape.plan->swaps[size_t(k)];
-    real_sum<A>(swaps ? h_im : h, swaps ? h : h_im, offset(height / 2), terms, count, shape.alpha, bias(k),
-                cells / L, to);
   }
 
-  A bias(int64_t k) const { return args.bias ? static_cast<const A*>(args.bias)[k] : A(0); }
-
-  // The sparse part of filter k.
+  // y of filter k: H summed over the rows of its taps, times alpha, and the products with its row of S; plus the bias.
   void finish(int64_t group, int64_t k, A* to) const {
-    if (!shape.plan) std::fill(to, to + cells, bias(k));
+    TapEntry<A>* entry = entries;
+    if (shape.plan) {
+      const TapAxis& rows = shape.space.rows;
+      const int64_t height = int64_t(rows.taps.size());
+      const bool swaps = shape.plan->swaps[size_t(k)];
+      const int64_t h_im = int64_t(rows.origins.size()) * h_pitch;
+      for (int64_t a = 0; a < height; ++a) {
+        const TapAxis::Tap& tap = rows.taps[size_t(a)];
+        const A* factors = shape.plan->down.data() + 2 * (k * height + a);
+        const int64_t seen = h - x + tap.plane * h_pitch + tap.shift * shape.space.columns.pitch;
+        *entry++ = {shape.alpha * factors[0], seen + (swaps ? h_im : 0)};
+        if (a != height / 2 || shape.plan->turns) {
+          *entry++ = {shape.alpha * factors[1], seen + (swaps ? 0 : h_im)};
+        }
+      }
+    }
     const SparseMatrix& s = args.s;
-    if (!s.nnz) return;
-    const int32_t* columns = s.col + s.crow[k];
-    const A* values = static_cast<const A*>(s.values) + s.crow[k];
-    add_entries<A>(
-        s.crow[k + 1] - s.crow[k],
-        [=, this](int64_t t) { return TapEntry<A>{values[t], places[columns[t]]}; },
-        x + group * shape.channels * x_pitch, cells / L, to);
+    for (int32_t t = s.nnz ? s.crow[k] : 0; t < (s.nnz ? s.crow[k + 1] : 0); ++t) {
+      *entry++ = {static_cast<const A*>(s.values)[t], places[s.col[t]] + group * shape.channels * x_pitch};
+    }
+    if (entry == entries) *entry++ = {};  // nothing but the bias
+    const A bias = args.bias ? static_cast<const A*>(args.bias)[k] : A(0);
+    sum_entries(entries, entry - entries, x, cells / L, bias, to);
   }
 };
 
@@ -503,7 +502,7 @@ struct BackwardTile {
     for (A** rows : {&dx, &x, &even, &odd}) *rows = pieces.take<A>(kStored<A> * pitch);
     dvalues = pieces.take<A>(args.sums.dvalues ? args.s.nnz : 0);
     dbias = pieces.take<A>(shape.m);
-    entries = pieces.take<TapEntry<A>>(longest);
+    entries = pieces.take<TapEntry<A>>(longest + 1);
     terms = pieces.take<TapTerm<A>>(std::max(args.geometry.kernel_height, args.geometry.kernel_width));
   }
 
@@ -703,7 +702,10 @@ struct BackwardTile {
       entries[t - begin] = {values ? values[entry.number] : A(0),
                             (entry.row - first_filter) * dy_pitch + before - entry.shift};
     }
-    if (wants_dx) add_entries<A>(end - begin, [this](int64_t t) { return entries[t]; }, dy, cells / L, to);
+    if (wants_dx) {
+      entries[end - begin] = {A(1), to - dy};
+      sum_entries(entries, end - begin + 1, dy, cells / L, A(0), to);
+    }
     if (!args.sums.dvalues) return;
     for (int64_t t = begin; t < end; ++t) {
       dvalues[t] += cell_product<A>(dy + entries[t - begin].offset, from, cells / L);

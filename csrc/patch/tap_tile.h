@@ -186,7 +186,8 @@ void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<
       const TapTerm<A>& term = terms[t];
 #pragma GCC unroll 8
       for (int v = 0; v < kTapVectors; ++v) {
-        const Vec<A> x = load(re + term.offset + p + v * L), y = load(im + term.offset + p + v * L);
+        const Vec<A> x = in_register(load(re + term.offset + p + v * L));
+        const Vec<A> y = in_register(load(im + term.offset + p + v * L));
         r[v] += x * term.c;
         i[v] += y * term.c;
         r[v] -= y * term.s;
@@ -198,28 +199,6 @@ void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<
       store(out_re + p + v * L, r[v]);
       store(out_im + p + v * L, i[v]);
     }
-  }
-}
-
-// out = scale (re[center] + sum over terms of c re[offset] + s im[offset]) + shift
-template <class A>
-void real_sum(const A* re, const A* im, int64_t center, const TapTerm<A>* terms, int count, A scale, A shift,
-              int64_t vectors, A* out) {
-  constexpr int L = kLanes<A>;
-  for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
-    Vec<A> sum[kTapVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kTapVectors; ++v) sum[v] = load(re + center + p + v * L);
-    for (int t = 0; t < count; ++t) {
-      const TapTerm<A>& term = terms[t];
-#pragma GCC unroll 8
-      for (int v = 0; v < kTapVectors; ++v) {
-        sum[v] += load(re + term.offset + p + v * L) * term.c;
-        sum[v] += load(im + term.offset + p + v * L) * term.s;
-      }
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < kTapVectors; ++v) store(out + p + v * L, sum[v] * scale + shift);
   }
 }
 
@@ -248,38 +227,50 @@ void spread_sum(const A* in, const TapTerm<A>* terms, int count, int64_t vectors
 
 // ---- sparse products
 
-// A nonzero of S, as it meets the cells of a tile.
+// A term of a sum over cells: a nonzero of S, or the tap of a row, as it meets the cells of a tile.
 template <class A>
 struct TapEntry {
   A value;
   int64_t offset;
 };
 
-template <int Vectors, class A, class Entry>
-DCTPS_INLINE void add_entries_at(int64_t count, const Entry& entry, const A* x, A* sums) {
+template <int Vectors, class A>
+DCTPS_INLINE void sum_entries_at(const TapEntry<A>* entry, const TapEntry<A>* end, const A* x, A start,
+                                 A* sums) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[Vectors];
 #pragma GCC unroll 32
-  for (int v = 0; v < Vectors; ++v) sum[v] = load(sums + v * L);
-  for (int64_t t = 0; t < count; ++t) {
-    const TapEntry<A> e = entry(t);
+  for (int v = 0; v < Vectors; ++v) sum[v] = Vec<A>{} + start;
+  do {  // at least once: for a loop that may be left out GCC keeps a second set of sums, in memory
+    const A* const from = x + entry->offset;
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; ++v) sum[v] += load(x + e.offset + v * L) * e.value;
-  }
+    for (int v = 0; v < Vectors; ++v) sum[v] += load(from + v * L) * entry->value;
+  } while (++entry != end);
 #pragma GCC unroll 32
   for (int v = 0; v < Vectors; ++v) store(sums + v * L, sum[v]);
 }
 
-// sums[p] += sum over t < count of value x[p + offset], those of entry(t); `vectors` is a multiple of kTapVectors.
-template <class A, class Entry>
-void add_entries(int64_t count, const Entry& entry, const A* x, int64_t vectors, A* sums) {
-  constexpr int kLong = kVectorBytes == 64 ? 24 : 8;  // longer reads from each of the entries' places
-  int64_t v = 0;
-  for (; v + kLong <= vectors; v += kLong) {
-    add_entries_at<kLong>(count, entry, x + v * kLanes<A>, sums + v * kLanes<A>);
+template <int Most, class A>
+DCTPS_INLINE void sum_entries_of(int64_t vectors, const TapEntry<A>* entry, const TapEntry<A>* end, const A* x,
+                                 A start, A* sums) {
+  if (vectors == Most) {
+    sum_entries_at<Most>(entry, end, x, start, sums);
+  } else if constexpr (Most > kTapVectors) {
+    sum_entries_of<Most - kTapVectors>(vectors, entry, end, x, start, sums);
   }
-  for (; v < vectors; v += kTapVectors) {
-    add_entries_at<kTapVectors>(count, entry, x + v * kLanes<A>, sums + v * kLanes<A>);
+}
+
+// sums[p] = start + sum over the `count` >= 1 entries of value x[p + offset], in their order; `vectors` is a multiple of
+// kTapVectors.
+template <class A>
+void sum_entries(const TapEntry<A>* entries, int64_t count, const A* x, int64_t vectors, A start, A* sums) {
+  constexpr int kMost = kVectorBytes == 64 ? 24 : 8;  // more read longer from each of the entries' places
+  // Blocks of about the same length.
+  const int64_t units = vectors / kTapVectors, blocks = ceil_div(vectors, kMost);
+  for (int64_t b = 0, v = 0; b < blocks; ++b) {
+    const int64_t here = (units / blocks + (b < units % blocks)) * kTapVectors;
+    sum_entries_of<kMost>(here, entries, entries + count, x + v * kLanes<A>, start, sums + v * kLanes<A>);
+    v += here;
   }
 }
 
