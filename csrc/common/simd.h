@@ -176,6 +176,35 @@ DCTPS_INLINE void store_partial(E* to, Vec<Accumulator<E>> value, int count) {
 #endif
 }
 
+// ---- the first lanes to chosen ones and back, where there are instructions for it
+
+constexpr bool kMovesLanes = kVectorBytes == 64;
+
+// The first lanes of `value` in the places that `lanes` has bits for, zero in the others; and the other way round.
+template <class A>
+Vec<A> expand_lanes(Vec<A> value, uint32_t lanes);
+template <class A>
+Vec<A> compress_lanes(Vec<A> value, uint32_t lanes);
+
+#ifdef __AVX512F__
+template <>
+DCTPS_INLINE Vec<float> expand_lanes<float>(Vec<float> value, uint32_t lanes) {
+  return Vec<float>(_mm512_maskz_expand_ps(__mmask16(lanes), __m512(value)));
+}
+template <>
+DCTPS_INLINE Vec<double> expand_lanes<double>(Vec<double> value, uint32_t lanes) {
+  return Vec<double>(_mm512_maskz_expand_pd(__mmask8(lanes), __m512d(value)));
+}
+template <>
+DCTPS_INLINE Vec<float> compress_lanes<float>(Vec<float> value, uint32_t lanes) {
+  return Vec<float>(_mm512_maskz_compress_ps(__mmask16(lanes), __m512(value)));
+}
+template <>
+DCTPS_INLINE Vec<double> compress_lanes<double>(Vec<double> value, uint32_t lanes) {
+  return Vec<double>(_mm512_maskz_compress_pd(__mmask8(lanes), __m512d(value)));
+}
+#endif
+
 // ---- stores past the caches, for results too large to be read again from them
 
 // Only whole cache lines go past: a partial one costs more than an ordinary store.

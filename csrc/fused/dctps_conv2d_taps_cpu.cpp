@@ -24,8 +24,11 @@ constexpr int64_t kStored = kLanes<A> > kFilters ? kLanes<A> : kFilters;
 // at 512 channels. Backward takes more where a tile would be mostly edge.
 constexpr int64_t kTileBytes = 3 << 19, kMostTileBytes = 3 << 20;
 constexpr int64_t kFewestVectors = 16, kMostVectors = 64;
-// Steps of the forward pass: longer ones spread what each filter costs by itself over more cells.
-constexpr int64_t kMostStepVectors = 60;
+// Steps of the forward pass: longer ones spread what each filter costs by itself over more cells. But a row of S reads
+// x from everywhere: where there is much to read, x is to stay in half of the second-level cache. Measured, that is 8%
+// with 256 channels at 1%.
+constexpr int64_t kMostStepVectors = 60, kStepBytes = 2 << 20, kNearBytes = 1 << 19;
+constexpr int64_t kManyEntries = 16;  // of a filter, on average
 constexpr int64_t kChunksPerWorker = 4;
 // Sums over taps and entries make so many cells at a time.
 template <class A>
@@ -140,14 +143,15 @@ struct ForwardTile {
   static constexpr int64_t L = kLanes<A>;
   const Conv2dForwardArgs& args;
   const Shape<E>& shape;
-  int64_t cells;       // of a step
-  int64_t ahead, lag;  // of Z before H, of H before y: the reach in columns and in rows
-  // Rows of lag + ahead + cells, ahead + cells, lag + cells, and cells.
+  int64_t cells;                         // of a step
+  int64_t ahead, lag;                    // of Z before H, of H before y: the reach in columns and in rows
+  int64_t x_before, z_before, h_before;  // cells that are kept of each: these reaches, in whole vectors
+  // Rows of x_before + cells, z_before + cells, h_before + cells, and cells.
   int64_t x_pitch, z_pitch, h_pitch, pitch;
-  A *x, *z, *h;        // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
-  A *inner, *y;        // [planes][inner] and [kStored] rows of `cells`
-  A *z_kept, *h_kept;  // [m][2][planes][ahead], [m][2][row planes][lag]
-  int64_t* places;     // [n]: what a column of S sees, in a group's x
+  A *x, *z, *h;          // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
+  A *inner, *y;          // [planes][inner] and [kStored] rows of `cells`
+  A *z_kept, *h_kept;    // [m][2][planes][z_before], [m][2][row planes][h_before]
+  int64_t* places;       // [n]: what a column of S sees, in a group's x
   TapEntry<A>* entries;  // of one filter
   TapTerm<A>* terms;
   std::vector<Cells<E>> sources;  // of each plane, of the next step
@@ -158,11 +162,14 @@ struct ForwardTile {
       : args(arguments), shape(s), cells(step), sources(size_t(s.planes)) {
     target.streaming = is_large<E>(args.y, args.batch);
     fetches = is_large<E>(args.x, args.batch);
-    ahead = behind_columns(s);
-    lag = behind_rows(s);
-    x_pitch = row_pitch<A>(lag + ahead + cells);
-    z_pitch = row_pitch<A>(ahead + cells);
-    h_pitch = row_pitch<A>(lag + cells);
+    ahead = s.space.columns.most_shift;
+    lag = s.space.row_reach();
+    x_before = round_up(lag + ahead, L);
+    z_before = round_up(ahead, L);
+    h_before = round_up(lag, L);
+    x_pitch = row_pitch<A>(x_before + cells);
+    z_pitch = row_pitch<A>(z_before + cells);
+    h_pitch = row_pitch<A>(h_before + cells);
     pitch = row_pitch<A>(cells);
     Pieces counted(nullptr);
     take(counted);
@@ -172,23 +179,25 @@ struct ForwardTile {
       for (int64_t column = 0; column < args.s.n; ++column) {
         int64_t tap, channel;
         shape.place(int32_t(column), tap, channel);
-        places[column] = (shape.tap_plane(tap) * args.x.channels + channel) * x_pitch + shape.tap_shift(tap);
+        places[column] = (shape.tap_plane(tap) * args.x.channels + channel) * x_pitch + x_before - lag -
+                         ahead + shape.tap_shift(tap);
       }
     }
   }
 
-  static int64_t behind_columns(const Shape<E>& s) { return round_up(s.space.columns.most_shift, L); }
-  static int64_t behind_rows(const Shape<E>& s) { return round_up(s.space.row_reach(), L); }
-
-  static int64_t most_cells(const Shape<E>& s) {
+  static int64_t most_cells(const Conv2dForwardArgs& args, const Shape<E>& s) {
     const int64_t row_planes = int64_t(s.space.rows.origins.size()), channels = s.groups * s.channels;
-    const int64_t columns = behind_columns(s), rows = behind_rows(s);
+    const int64_t columns = round_up(s.space.columns.most_shift, L), rows = round_up(s.space.row_reach(), L);
     const int64_t kept =
         s.planes * channels * (columns + rows) + 2 * s.m * (s.planes * columns + row_planes * rows);
     const int64_t each = s.planes * (channels + s.most_inner[0] + s.most_inner[1] + 2 * kFilters) +
                          2 * row_planes + kStored<A>;
-    const int64_t fitting = (kTileBytes / int64_t(sizeof(A)) - kept) / each;
-    return std::clamp(fitting, kFewestVectors * L, kMostStepVectors * L);
+    int64_t vectors = (kStepBytes / int64_t(sizeof(A)) - kept) / each / L;
+    if (args.s.nnz >= kManyEntries * s.m) {
+      const int64_t near = kNearBytes / int64_t(sizeof(A)) / (s.planes * channels) / L;
+      vectors = std::min(vectors, near / kMostSums * kMostSums);
+    }
+    return std::clamp(vectors, std::max(kFewestVectors, int64_t(kMostSums)), kMostStepVectors) * L;
   }
 
   void take(Pieces& pieces) {
@@ -205,17 +214,17 @@ struct ForwardTile {
     inner = pieces.take<A>(shape.planes * (shape.most_inner[0] + shape.most_inner[1]) * pitch);
     z = pieces.take<A>(kFilters * 2 * shape.planes * z_pitch);
     h = pieces.take<A>(2 * row_planes * h_pitch);
-    z_kept = pieces.take<A>(shape.m * 2 * shape.planes * ahead);
-    h_kept = pieces.take<A>(shape.m * 2 * row_planes * lag);
+    z_kept = pieces.take<A>(shape.m * 2 * shape.planes * z_before);
+    h_kept = pieces.take<A>(shape.m * 2 * row_planes * h_before);
     terms = pieces.take<TapTerm<A>>(args.geometry.kernel_width);
   }
 
   // y in cells begin .. end - 1.
   void run(int64_t begin, int64_t end) {
     const int64_t behind = lag + ahead;
-    find_x(begin - behind, behind + cells);
+    find_x(begin - x_before, x_before + cells);
     for (int64_t first = begin; first < end + behind; first += cells) {
-      load_x(first == begin ? 0 : behind);
+      load_x(first == begin ? 0 : x_before);
       find_x(first + cells, cells);
       shape.space.output_runs(args.y, first - behind, begin, std::min(end, first - behind + cells),
                               target.runs);
@@ -238,7 +247,7 @@ struct ForwardTile {
       std::memmove(x + row * x_pitch, x + row * x_pitch + cells, size_t(kept) * sizeof(A));
     }
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
-      load_cells<E>(args.x, sources[size_t(plane)], lag + ahead + cells - kept, 0, args.x.channels,
+      load_cells<E>(args.x, sources[size_t(plane)], x_before + cells - kept, 0, args.x.channels,
                     x + plane * args.x.channels * x_pitch + kept, x_pitch);
     }
   }
@@ -262,7 +271,7 @@ struct ForwardTile {
 
   // The new cells of a group's channels in a plane.
   const A* new_x(int64_t group, int64_t plane) const {
-    return x + (plane * args.x.channels + group * shape.channels) * x_pitch + lag + ahead;
+    return x + (plane * args.x.channels + group * shape.channels) * x_pitch + x_before;
   }
   A* inner_rows(int64_t plane, int part) const {
     return inner +
@@ -302,7 +311,7 @@ struct ForwardTile {
       for (int part : {0, 1}) {
         const auto& factors = shape.plan->parts[size_t(group)][size_t(part)];
         const A* rows = inner_rows(plane, part);
-        A* sums = z + part * z_rows + plane * z_pitch + ahead;
+        A* sums = z + part * z_rows + plane * z_pitch + z_before;
         auto store_row = [=](int64_t row, int64_t v, Vec<A> sum) {
           store(sums + row * 2 * z_rows + v * L, sum);
         };
@@ -336,24 +345,24 @@ struct ForwardTile {
   void across(int64_t k, A* z_rows) {
     const TapAxis& columns = shape.space.columns;
     const int64_t row_planes = int64_t(shape.space.rows.origins.size()), width = int64_t(columns.taps.size());
-    exchange(z_kept + k * 2 * shape.planes * ahead, ahead, 2 * shape.planes, z_rows, z_pitch);
+    exchange(z_kept + k * 2 * shape.planes * z_before, z_before, 2 * shape.planes, z_rows, z_pitch);
     const A *re = z_rows, *im = z_rows + shape.planes * z_pitch;
     A* const h_im = h + row_planes * h_pitch;
     const A* turns = shape.plan->across.data() + 2 * k * width;
     for (int64_t row_plane = 0; row_plane < row_planes; ++row_plane) {
       auto offset = [&](int64_t b) {
         const TapAxis::Tap& tap = columns.taps[size_t(b)];
-        return shape.space.plane(row_plane, tap.plane) * z_pitch + tap.shift;
+        return shape.space.plane(row_plane, tap.plane) * z_pitch + z_before - ahead + tap.shift;
       };
       int count = 0;
       for (int64_t b = 0; b < width; ++b) {
         if (b != width / 2) terms[count++] = {turns[2 * b], turns[2 * b + 1], offset(b)};
       }
       const int64_t center = offset(width / 2);
-      rotated_sum<A>(re, im, &center, terms, count, cells / L, h + row_plane * h_pitch + lag,
-                     h_im + row_plane * h_pitch + lag);
+      rotated_sum<A>(re, im, &center, terms, count, cells / L, h + row_plane * h_pitch + h_before,
+                     h_im + row_plane * h_pitch + h_before);
     }
-    exchange(h_kept + k * 2 * row_planes * lag, lag, 2 * row_planes, h, h_pitch);
+    exchange(h_kept + k * 2 * row_planes * h_before, h_before, 2 * row_planes, h, h_pitch);
   }
 
   // y of filter k: H summed over the rows of its taps, times alpha, and the products with its row of S; plus the bias.
@@ -367,7 +376,8 @@ struct ForwardTile {
       for (int64_t a = 0; a < height; ++a) {
         const TapAxis::Tap& tap = rows.taps[size_t(a)];
         const A* factors = shape.plan->down.data() + 2 * (k * height + a);
-        const int64_t seen = h - x + tap.plane * h_pitch + tap.shift * shape.space.columns.pitch;
+        const int64_t seen =
+            h - x + tap.plane * h_pitch + h_before - lag + tap.shift * shape.space.columns.pitch;
         *entry++ = {shape.alpha * factors[0], seen + (swaps ? h_im : 0)};
         if (a != height / 2 || shape.plan->turns) {
           *entry++ = {shape.alpha * factors[1], seen + (swaps ? 0 : h_im)};
@@ -375,8 +385,9 @@ struct ForwardTile {
       }
     }
     const SparseMatrix& s = args.s;
-    for (int32_t t = s.nnz ? s.crow[k] : 0; t < (s.nnz ? s.crow[k + 1] : 0); ++t) {
-      *entry++ = {static_cast<const A*>(s.values)[t], places[s.col[t]] + group * shape.channels * x_pitch};
+    const A* values = static_cast<const A*>(s.values);
+    for (int32_t t = s.nnz ? s.crow[k] : 0, end = s.nnz ? s.crow[k + 1] : 0; t < end; ++t) {
+      *entry++ = {values[t], places[s.col[t]] + group * shape.channels * x_pitch};
     }
     if (entry == entries) *entry++ = {};  // nothing but the bias
     const A bias = args.bias ? static_cast<const A*>(args.bias)[k] : A(0);
@@ -390,13 +401,13 @@ void forward(const Conv2dForwardArgs& args) {
   using Tile = ForwardTile<E>;
   const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr);
   // Chunks of whole steps, of which the first only begins y's: one for a single thread, a few for each of several.
-  const int64_t line = shape.space.cells, most = Tile::most_cells(shape), workers = max_workers();
-  const int64_t behind = Tile::behind_columns(shape) + Tile::behind_rows(shape);
+  const int64_t line = shape.space.cells, most = Tile::most_cells(args, shape), workers = max_workers();
+  const int64_t behind = shape.space.reach();
   const int64_t least = std::max(behind, kFewestVectors * kLanes<Accumulator<E>>);
   const int64_t fewest = std::clamp(line / least, int64_t(1), workers);
   const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);
   const int64_t of_chunk = ceil_div(line, wanted) + behind, steps = ceil_div(of_chunk, most);
-  const int64_t step = round_up(ceil_div(of_chunk, steps), kUnit<Accumulator<E>>),
+  const int64_t step = round_up(ceil_div(of_chunk, steps), kFewVectors * kLanes<Accumulator<E>>),
                 chunk = steps * step - behind;
   parallel_chunks(ceil_div(line, chunk), [&] {
     return [chunk, line, tile = Tile(args, shape, step)](int64_t number) mutable {

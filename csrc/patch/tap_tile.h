@@ -44,10 +44,20 @@ inline bool has_channels_last(const Images& images) {
   return images.channel_stride == 1 && images.channels > 1;
 }
 
+// What is neighbours in memory of a vector of cells, which may be parts of several rows of pixels.
+struct Piece {
+  int64_t cell, offset;  // the vector's first cell; elements to the first pixel
+  uint32_t lanes;        // that are pixels
+  int count;             // of them
+  bool joins;            // another piece of the same vector
+};
+
 // The runs of a part of the line and, for layouts with neighbouring channels, the pixel behind each of its cells.
 template <class E>
 struct Cells {
+  static constexpr int64_t L = kLanes<Accumulator<E>>;
   std::vector<Run> runs;
+  std::vector<Piece> pieces;  // the same, for short rows
   std::vector<E*> pixels;
   std::vector<E> padding;  // the pixel of all cells that are none
   bool streaming =
@@ -55,12 +65,31 @@ struct Cells {
 
   // For load_cells and store_cells, once the runs are there.
   void prepare(const Images& images, int64_t cells) {
-    if (!has_channels_last(images)) return;
+    if (!has_channels_last(images)) return find_pieces(images);
     padding.resize(size_t(images.channels));
     pixels.assign(size_t(cells), padding.data());
     for (const Run& run : runs) {
       E* pixel = static_cast<E*>(images.data) + run.offset;
       for (int64_t i = 0; i < run.count; ++i) pixels[size_t(run.cell + i)] = pixel + i * run.stride;
+    }
+  }
+
+ private:
+  void find_pieces(const Images& images) {
+    pieces.clear();
+    if (!kMovesLanes || images.width >= L) return;
+    for (const Run& run : runs) {
+      if (run.stride != 1) return pieces.clear();
+      for (int64_t i = 0, here; i < run.count; i += here) {
+        const int64_t lane = (run.cell + i) % L, cell = run.cell + i - lane;
+        here = std::min(run.count - i, L - lane);
+        const bool joins = !pieces.empty() && pieces.back().cell == cell;
+        if (!joins || pieces.back().offset + pieces.back().count != run.offset + i) {
+          pieces.push_back({cell, run.offset + i, 0, 0, joins});
+        }
+        pieces.back().lanes |= ((1u << here) - 1) << lane;
+        pieces.back().count += int(here);
+      }
     }
   }
 };
@@ -94,7 +123,17 @@ void load_cells(const Images& images, const Cells<E>& source, int64_t cells, int
     auto clear = [&](int64_t end) {
       for (; cell < end; cell += L) store(to + cell, Vec<A>{});
     };
+    if constexpr (kMovesLanes) {
+      for (const Piece& piece : source.pieces) {
+        clear(piece.cell);
+        Vec<A> pixels = expand_lanes<A>(load_partial(from + piece.offset, piece.count), piece.lanes);
+        if (piece.joins) pixels += load(to + piece.cell);
+        store(to + piece.cell, pixels);
+        cell = piece.cell + L;
+      }
+    }
     for (const Run& run : source.runs) {
+      if (!source.pieces.empty()) break;
       clear(run.cell);
       load_run(from + run.offset, run.stride, run.count, to + run.cell);
       cell = run.cell + (run.stride == 1 ? round_up(run.count, L) : run.count);
@@ -127,6 +166,13 @@ void store_cells(const Images& images, const Cells<E>& target, int64_t cells, in
   }
   E* to = static_cast<E*>(images.data) + channel * images.channel_stride;
   for (int64_t c = 0; c < count; ++c, to += images.channel_stride, from += pitch) {
+    if constexpr (kMovesLanes) {
+      for (const Piece& piece : target.pieces) {
+        store_partial(to + piece.offset, compress_lanes<A>(load(from + piece.cell), piece.lanes),
+                      piece.count);
+      }
+      if (!target.pieces.empty()) continue;
+    }
     for (const Run& run : target.runs)
       store_run(from + run.cell, run.stride, run.count, target.streaming, to + run.offset);
   }
@@ -165,40 +211,51 @@ struct TapTerm {
 };
 
 // Vectors that a sum over taps or entries keeps in registers.
-constexpr int kTapVectors = 4;
+constexpr int kTapVectors = 4, kFewVectors = 2;
+
+template <int Vectors, class A>
+DCTPS_INLINE void rotated_sum_at(const A* re, const A* im, const int64_t* center, const TapTerm<A>* terms,
+                                 int count, A* out_re, A* out_im) {
+  constexpr int L = kLanes<A>;
+  Vec<A> r[Vectors] = {}, i[Vectors] = {};
+  if (center) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      r[v] = load(re + *center + v * L);
+      i[v] = load(im + *center + v * L);
+    }
+  }
+  for (int t = 0; t < count; ++t) {
+    const TapTerm<A>& term = terms[t];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      const Vec<A> x = in_register(load(re + term.offset + v * L));
+      const Vec<A> y = in_register(load(im + term.offset + v * L));
+      r[v] += x * term.c;
+      i[v] += y * term.c;
+      r[v] -= y * term.s;
+      i[v] += x * term.s;
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < Vectors; ++v) {
+    store(out_re + v * L, r[v]);
+    store(out_im + v * L, i[v]);
+  }
+}
 
 // The complex sum out[p] = in[p + center] + sum over terms of (c + i s) in[p + offset], re and im apart; without a
-// center the first part is 0. `vectors` is a multiple of kTapVectors.
+// center the first part is 0. `vectors` is even.
 template <class A>
 void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<A>* terms, int count,
                  int64_t vectors, A* out_re, A* out_im) {
   constexpr int L = kLanes<A>;
-  for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
-    Vec<A> r[kTapVectors] = {}, i[kTapVectors] = {};
-    if (center) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kTapVectors; ++v) {
-        r[v] = load(re + *center + p + v * L);
-        i[v] = load(im + *center + p + v * L);
-      }
-    }
-    for (int t = 0; t < count; ++t) {
-      const TapTerm<A>& term = terms[t];
-#pragma GCC unroll 8
-      for (int v = 0; v < kTapVectors; ++v) {
-        const Vec<A> x = in_register(load(re + term.offset + p + v * L));
-        const Vec<A> y = in_register(load(im + term.offset + p + v * L));
-        r[v] += x * term.c;
-        i[v] += y * term.c;
-        r[v] -= y * term.s;
-        i[v] += x * term.s;
-      }
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < kTapVectors; ++v) {
-      store(out_re + p + v * L, r[v]);
-      store(out_im + p + v * L, i[v]);
-    }
+  int64_t v = 0;
+  for (; v + kTapVectors <= vectors; v += kTapVectors) {
+    rotated_sum_at<kTapVectors>(re + v * L, im + v * L, center, terms, count, out_re + v * L, out_im + v * L);
+  }
+  if (v < vectors) {
+    rotated_sum_at<kFewVectors>(re + v * L, im + v * L, center, terms, count, out_re + v * L, out_im + v * L);
   }
 }
 
@@ -251,27 +308,34 @@ DCTPS_INLINE void sum_entries_at(const TapEntry<A>* entry, const TapEntry<A>* en
 }
 
 template <int Most, class A>
-DCTPS_INLINE void sum_entries_of(int64_t vectors, const TapEntry<A>* entry, const TapEntry<A>* end, const A* x,
-                                 A start, A* sums) {
+DCTPS_INLINE void sum_entries_of(int64_t vectors, const TapEntry<A>* entry, const TapEntry<A>* end,
+                                 const A* x, A start, A* sums) {
   if (vectors == Most) {
     sum_entries_at<Most>(entry, end, x, start, sums);
-  } else if constexpr (Most > kTapVectors) {
-    sum_entries_of<Most - kTapVectors>(vectors, entry, end, x, start, sums);
+  } else if constexpr (Most > kFewVectors) {
+    sum_entries_of<Most - kFewVectors>(vectors, entry, end, x, start, sums);
   }
 }
 
-// sums[p] = start + sum over the `count` >= 1 entries of value x[p + offset], in their order; `vectors` is a multiple of
-// kTapVectors.
-template <class A>
-void sum_entries(const TapEntry<A>* entries, int64_t count, const A* x, int64_t vectors, A start, A* sums) {
-  constexpr int kMost = kVectorBytes == 64 ? 24 : 8;  // more read longer from each of the entries' places
-  // Blocks of about the same length.
-  const int64_t units = vectors / kTapVectors, blocks = ceil_div(vectors, kMost);
+// Calls body(first vector, vectors) for blocks of about the same length, of which the sums are in registers: more vectors
+// would read longer from each of the entries' places. `vectors` is even.
+constexpr int kMostSums = kVectorBytes == 64 ? 24 : 8;
+template <class Body>
+void in_blocks(int64_t vectors, const Body& body) {
+  const int64_t units = vectors / kFewVectors, blocks = ceil_div(vectors, kMostSums);
   for (int64_t b = 0, v = 0; b < blocks; ++b) {
-    const int64_t here = (units / blocks + (b < units % blocks)) * kTapVectors;
-    sum_entries_of<kMost>(here, entries, entries + count, x + v * kLanes<A>, start, sums + v * kLanes<A>);
+    const int64_t here = (units / blocks + (b < units % blocks)) * kFewVectors;
+    body(v, here);
     v += here;
   }
+}
+
+// sums[p] = start + sum over the `count` >= 1 entries of value x[p + offset], in their order.
+template <class A>
+void sum_entries(const TapEntry<A>* entries, int64_t count, const A* x, int64_t vectors, A start, A* sums) {
+  in_blocks(vectors, [&](int64_t v, int64_t here) {
+    sum_entries_of<kMostSums>(here, entries, entries + count, x + v * kLanes<A>, start, sums + v * kLanes<A>);
+  });
 }
 
 // Sum over all cells of a b; `vectors` is a multiple of kTapVectors.
