@@ -291,8 +291,10 @@ struct TapEntry {
   int64_t offset;
 };
 
-// Entries that x is fetched ahead for: where it is cannot be guessed. Measured, that is 5% with 512 channels at 1%.
+// Entries that x is fetched ahead for, where they read whole cache lines: where the next one is cannot be guessed.
+// Measured, that is 5% with 512 channels at 1%.
 constexpr int64_t kEntriesAhead = 3;
+constexpr bool kFetchesEntries = kVectorBytes == 64;
 
 template <int Vectors, class A>
 DCTPS_INLINE void sum_entries_at(const TapEntry<A>* entry, const TapEntry<A>* end, const A* x, A start,
@@ -306,7 +308,7 @@ DCTPS_INLINE void sum_entries_at(const TapEntry<A>* entry, const TapEntry<A>* en
     const A* const later = x + (end - entry > kEntriesAhead ? entry + kEntriesAhead : entry)->offset;
 #pragma GCC unroll 32
     for (int v = 0; v < Vectors; ++v) {
-      if (v * kVectorBytes % 64 == 0) __builtin_prefetch(later + v * L);
+      if (kFetchesEntries) __builtin_prefetch(later + v * L);
       sum[v] += load(from + v * L) * entry->value;
     }
   } while (++entry != end);
