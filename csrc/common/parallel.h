@@ -16,17 +16,26 @@ int max_workers();
 // several workers one after the other.
 void run_workers(int workers, void (*body)(void* context, int worker), void* context);
 
-// Hands out the chunks 0 .. count-1 to the threads, in rising order, to whoever is free. make_worker() is
-// called once on each thread and returns what is then called with a chunk's number: that is where a thread
-// keeps its scratch memory.
+// How many small chunks a thread does well to take at a time: taking some waits until all that was stored before is in
+// memory, which may be longer than the work on a chunk.
+inline int64_t chunks_at_a_time(int64_t count) {
+  const int64_t workers = max_workers();
+  const int64_t few = workers > 1 ? count / (16 * workers) : count;
+  return few < 1 ? 1 : few < 8 || workers == 1 ? few : 8;
+}
+
+// Hands out the chunks 0 .. count-1 to the threads, in rising order, `together` at a time, to whoever is free.
+// make_worker() is called once on each thread and returns what is then called with a chunk's number: that is where a
+// thread keeps its scratch memory. Whatever it stores is in memory at the end, stores past the caches too.
 template <class MakeWorker>
-void parallel_chunks(int64_t count, const MakeWorker& make_worker) {
+void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t together = 1) {
   struct Shared {
     const MakeWorker& make_worker;
-    int64_t count;
+    int64_t count, together;
     std::atomic<int64_t> next{0};
-  } shared{make_worker, count};
-  const int64_t workers = count < max_workers() ? count : max_workers();
+  } shared{make_worker, count, together};
+  const int64_t runs = (count + together - 1) / together;
+  const int64_t workers = runs < max_workers() ? runs : max_workers();
   if (workers <= 0) return;
   run_workers(
       int(workers),
@@ -36,10 +45,12 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker) {
         auto worker =
             state.make_worker();  // before a chunk is taken: if this throws, nobody waits for that chunk
         for (;;) {
-          const int64_t chunk = state.next.fetch_add(1, std::memory_order_relaxed);
-          if (chunk >= state.count) return;
-          worker(chunk);
+          const int64_t first = state.next.fetch_add(state.together, std::memory_order_relaxed);
+          if (first >= state.count) break;
+          const int64_t left = state.count - first, end = first + (left < state.together ? left : state.together);
+          for (int64_t chunk = first; chunk < end; ++chunk) worker(chunk);
         }
+        std::atomic_thread_fence(std::memory_order_seq_cst);  // a weaker one would let stores past the caches lag
       },
       &shared);
 }

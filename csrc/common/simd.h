@@ -211,8 +211,7 @@ DCTPS_INLINE Vec<double> compress_lanes<double>(Vec<double> value, uint32_t lane
 template <class E>
 constexpr bool kCanStream = kVectorBytes == 64 && sizeof(E) == sizeof(Accumulator<E>);
 
-// As store(), past the caches where `to` is the start of a cache line. end_streaming() must follow before another
-// thread reads.
+// As store(), past the caches where `to` is the start of a cache line. Other threads see it after parallel_chunks.
 template <class E>
 DCTPS_INLINE void stream(E* to, Vec<Accumulator<E>> value) {
 #ifdef __AVX512F__
@@ -224,12 +223,6 @@ DCTPS_INLINE void stream(E* to, Vec<Accumulator<E>> value) {
   }
 #endif
   store(to, value);
-}
-
-DCTPS_INLINE void end_streaming() {
-#ifdef __AVX512F__
-  _mm_sfence();
-#endif
 }
 
 // ---- transposition and sums over lanes, both by dealing out vectors at distance D = 1, 2, 4, ...

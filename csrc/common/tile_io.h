@@ -105,6 +105,55 @@ void load_tile(const Lanes<const E>& from, int64_t count, Vec<Accumulator<E>>* t
   }
 }
 
+// The values of a tile square by square, as TileTransform::forward takes them, those from `count` on zero: loaded into
+// `to` [length], where kept at their places, otherwise one over the other.
+template <class E>
+class RowSquares {
+ public:
+  using V = Vec<Accumulator<E>>;
+
+  // to[count ..] is zero already.
+  RowSquares(const Lanes<const E>& from, int64_t count, V* to, bool kept)
+      : from_(from), count_(count), to_(to), kept_(kept), whole_(from.stride == 1 && from.all_present()) {}
+
+  DCTPS_INLINE const V* square(int64_t first, int slot) const {
+    constexpr int L = kLanes<Accumulator<E>>;
+    V* const to = to_ + (kept_ ? first : slot * L);
+    if (whole_ && first + L <= count_) {
+      load_whole_square(from_, first, to);
+    } else {
+      load_cut_square(first, to);
+    }
+    return to;
+  }
+
+  const V* all() const {
+    load_tile(from_, count_, to_);
+    return to_;
+  }
+
+ private:
+  __attribute__((noinline)) void load_cut_square(int64_t first, V* to) const {
+    constexpr int L = kLanes<Accumulator<E>>;
+    const int here = count_ - first >= L ? L : count_ > first ? int(count_ - first) : 0;
+    if (here) load_square(from_, first, here, to);
+    for (int i = here; i < L; ++i) to[i] = V{};
+  }
+
+  const Lanes<const E>& from_;
+  const int64_t count_;
+  V* const to_;
+  const bool kept_, whole_;
+};
+
+// The same of a tile that is in memory already.
+template <class V>
+struct TileSquares {
+  const V* tile;
+  const V* square(int64_t first, int) const { return tile + first; }
+  const V* all() const { return tile; }
+};
+
 // Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites square.
 template <class E>
 DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
@@ -159,7 +208,6 @@ DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, 
       store_square(to, first, here, square);
     }
   }
-  if (to.streaming) end_streaming();
 }
 
 // Stores value(i) for 0 <= i < count as element i of all lanes.

@@ -34,6 +34,15 @@ DCTPS_INLINE void dft4(V& ar, V& ai, V& br, V& bi, V& cr, V& ci, V& dr, V& di) {
   cr = tr, ci = ti;
 }
 
+// Multiplies (re, im) by the root {cos, -sin}, or by its conjugate.
+template <bool Conjugate, class A, class V>
+DCTPS_INLINE void twiddle(V& re, V& im, const A* root) {
+  const A c = root[0], s = Conjugate ? -root[1] : root[1];
+  const V r = re * c - im * s;
+  im = re * s + im * c;
+  re = r;
+}
+
 template <int R, class A, class V>
 DCTPS_INLINE void dft(V* re, V* im, const A* rotations) {
   if constexpr (R == 2) {
@@ -57,6 +66,26 @@ DCTPS_INLINE void dft(V* re, V* im, const A* rotations) {
     for (int k = 0; k < 4; ++k) {
       re[2 * k] = er[k], im[2 * k] = ei[k];
       re[2 * k + 1] = er[k + 4], im[2 * k + 1] = ei[k + 4];
+    }
+  } else if constexpr (R == 9) {
+    static constexpr A third[] = {A(-0.5), A(0.86602540378443864676)};
+    static constexpr A roots[5][2] = {{A(1), A(0)},
+                                      {A(0.76604444311897803520), A(-0.64278760968653932632)},
+                                      {A(0.17364817766693034885), A(-0.98480775301220805937)},
+                                      {},
+                                      {A(-0.93969262078590838405), A(-0.34202014332566873304)}};
+    V r[9], i[9];  // [frequency modulo 3][place modulo 3]
+    for (int p = 0; p < 3; ++p) {
+      V tr[3] = {re[p], re[p + 3], re[p + 6]}, ti[3] = {im[p], im[p + 3], im[p + 6]};
+      dft<3, A>(tr, ti, third);
+      for (int s = 0; s < 3; ++s) {
+        if (p > 0 && s > 0) twiddle<false>(tr[s], ti[s], roots[p * s]);
+        r[3 * s + p] = tr[s], i[3 * s + p] = ti[s];
+      }
+    }
+    for (int s = 0; s < 3; ++s) {
+      dft<3, A>(r + 3 * s, i + 3 * s, third);
+      for (int t = 0; t < 3; ++t) re[s + 3 * t] = r[3 * s + t], im[s + 3 * t] = i[3 * s + t];
     }
   } else {
     static_assert(R % 2 == 1, "a radix is 2, 4, 8 or odd");
@@ -83,15 +112,6 @@ DCTPS_INLINE void dft(V* re, V* im, const A* rotations) {
   }
 }
 
-// Multiplies (re, im) by the root {cos, -sin}, or by its conjugate.
-template <bool Conjugate, class A, class V>
-DCTPS_INLINE void twiddle(V& re, V& im, const A* root) {
-  const A c = root[0], s = Conjugate ? -root[1] : root[1];
-  const V r = re * c - im * s;
-  im = re * s + im * c;
-  re = r;
-}
-
 // ---- passes. R = 0 stands for any odd radix, known only at run time.
 
 template <class A>
@@ -102,18 +122,38 @@ class TileTransform {
   explicit TileTransform(const Plan<A>& plan)
       : plan_(plan), finish_(plan.finish.data()), adjoint_order_(plan.adjoint_order.data()) {}
 
-  // From x [length] (zero-padded; left as it is) to work [work_size], of which finish(work, k) reads y[k].
-  // Meanwhile calls meanwhile(v) now and then, after v more of the values have been worked on.
-  template <class Meanwhile>
-  void forward(const V* x, V* work, Meanwhile&& meanwhile) const {
+  // From x [length] (zero-padded) to work [work_size], of which finish(work, k) reads y[k]. x comes as
+  // squares.all(), or in pieces: squares.square(first, slot) is x[first .. first + kLanes - 1], and stays in memory
+  // until another square takes its slot, of which there are length / kLanes. Meanwhile calls meanwhile(v) now and
+  // then, after v more of the values have been worked on.
+  template <class Squares, class Meanwhile>
+  void forward(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
     if (plan_.is_bluestein()) {
-      combine_all(plan_.start.data(), plan_.work_size, x, work);
-      convolve(work, A(1), meanwhile);
-    } else if (plan_.root < 0) {
-      work[0] = x[0];
-    } else {
-      run<false>(plan_.root, work, 1, x, nullptr, meanwhile);
+      combine_all(plan_.start.data(), plan_.work_size, squares.all(), work);
+      return convolve(work, A(1), meanwhile);
     }
+    if (plan_.root < 0) {
+      work[0] = squares.all()[0];
+      return;
+    }
+    const Pass<A>& first = plan_.passes[size_t(plan_.root)];
+    if (first.columns < kLanes<A> || first.radix % 2) {
+      return run<false>(plan_.root, work, 1, squares.all(), nullptr, meanwhile);
+    }
+    switch (first.radix) {
+      case 2:
+        first_pass<2>(first, work, squares);
+        break;
+      case 4:
+        first_pass<4>(first, work, squares);
+        break;
+      case 8:
+        first_pass<8>(first, work, squares);
+        break;
+      default:
+        first_pass<16>(first, work, squares);
+    }
+    run_children<false>(first, work, nullptr, nullptr, meanwhile);
   }
   DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(finish_[k], work); }
 
@@ -189,12 +229,20 @@ class TileTransform {
         meanwhile(size * here);
         continue;
       }
-      const int64_t real_size = int64_t(pass.real_children) * pass.real_child_length;
-      const V* const values = below ? input : nullptr;
-      run<Adjoint>(pass.real_child, work, pass.real_children, values, below, meanwhile);
-      run<Adjoint>(pass.complex_child, work + real_size, pass.complex_children, values,
-                   below ? below + real_size : nullptr, meanwhile);
+      run_children<Adjoint>(pass, work, input, below, meanwhile);
       if (Adjoint) apply<Adjoint>(pass, work, 1, nullptr);
+    }
+  }
+
+  template <bool Adjoint, class Meanwhile>
+  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, const V* input, const Combine<A>* start,
+                                 Meanwhile& meanwhile) const {
+    const V* const values = start ? input : nullptr;
+    run<Adjoint>(pass.real_child, work, pass.real_children, values, start, meanwhile);
+    const int together = pass.skew ? 1 : pass.complex_children;  // children one behind the other
+    for (int c = 0; c < pass.complex_children; c += together) {
+      const int64_t at = pass.complex_child_at(c);
+      run<Adjoint>(pass.complex_child, work + at, together, values, start ? start + at : nullptr, meanwhile);
     }
   }
 
@@ -213,6 +261,10 @@ class TileTransform {
         return apply_radix<Adjoint, 7>(pass, work, blocks, input);
       case 8:
         return apply_radix<Adjoint, 8>(pass, work, blocks, input);
+      case 9:
+        return apply_radix<Adjoint, 9>(pass, work, blocks, input);
+      case 16:
+        return apply_radix<Adjoint, 16>(pass, work, blocks, input);
       default:
         return apply_radix<Adjoint, 0>(pass, work, blocks, input);
     }
@@ -221,16 +273,20 @@ class TileTransform {
   template <bool Adjoint, int R>
   void apply_radix(const Pass<A>& pass, V* work, int blocks, const V* input) const {
     if (pass.is_complex) {
-      if (pass.columns == 1) {
-        complex_pass<Adjoint, R, false>(pass, work, blocks);
-      } else {
-        complex_pass<Adjoint, R, true>(pass, work, blocks);
+      if constexpr (R != 16) {
+        if (pass.columns == 1) {
+          complex_pass<Adjoint, R, false>(pass, work, blocks);
+        } else {
+          complex_pass<Adjoint, R, true>(pass, work, blocks);
+        }
       }
-    } else if (!input) {
-      real_pass<Adjoint, R>(pass, work, blocks, [](const V* in_place, int64_t j) { return in_place[j]; });
-    } else if constexpr (!Adjoint) {
-      const int32_t* order = plan_.order.data();
-      real_pass<Adjoint, R>(pass, work, blocks, [=](const V*, int64_t j) { return input[order[j]]; });
+    } else if constexpr (R != 9) {
+      if (!input) {
+        real_pass<Adjoint, R>(pass, work, blocks, [](const V* row, int64_t at) { return row[at]; });
+      } else if constexpr (!Adjoint) {
+        const int32_t* order = plan_.order.data();
+        real_pass<Adjoint, R>(pass, work, blocks, [=](const V*, int64_t at) { return input[order[at]]; });
+      }
     }
   }
 
@@ -299,84 +355,178 @@ class TileTransform {
   // real child, then re and im of the children of frequency 1, 2, 3; and so on, see plan.h.
   template <bool Adjoint, int R, class Read>
   static void real_pass(const Pass<A>& pass, V* work, int blocks, const Read& read) {
-    [[maybe_unused]] constexpr A h = A(0.70710678118654752440);
     const int r = R ? R : pass.radix;
-    const int children =
-        R ? complex_children(R) : pass.complex_children;  // a constant, or x would not be in registers
-    const int64_t m = pass.columns;
-    const A* rotations = pass.rotations.data();
+    const int64_t m = pass.columns, skew = R == 16 ? pass.skew : 0;
     for (int b = 0; b < blocks; ++b, work += r * m) {
-      const A* roots = pass.twiddles.data();
-      for (int64_t j = 0; j < m; ++j, roots += 2 * children) {
-        V* column = work + j;
+      for (int64_t j = 0; j < m; ++j) {
         V x[R ? R : kMaxRadix];
-        if constexpr (!Adjoint) {
-          for (int k = 0; k < r; ++k) x[k] = read(work, j + k * m);
-        } else {
-          for (int k = 0; k < r; ++k) x[k] = column[k * m];
-          if constexpr (R != 2) {
-            for (int s = 0; s < children; ++s) {
-              const int re = r - 2 * children + 2 * s;
-              twiddle<true>(x[re], x[re + 1], roots + 2 * s);
-            }
-          }
-        }
-        if constexpr (R == 2) {
-          const A sign = j % 2 ? A(-1) : A(1);
-          if constexpr (!Adjoint) {
-            const V difference = (x[0] - x[1]) * sign;
-            x[0] += x[1];
-            x[1] = difference;
-          } else {
-            const V signed_second = x[1] * sign;
-            x[1] = x[0] - signed_second;
-            x[0] += signed_second;
-          }
-        } else if constexpr (R == 4) {
-          if constexpr (!Adjoint) {
-            const V re = x[0] - x[2], im = x[3] - x[1];
-            x[0] += x[2];
-            x[1] += x[3];
-            x[2] = re, x[3] = im;
-          } else {
-            const V u0 = x[0], u1 = x[1], re = x[2], im = x[3];
-            x[0] = u0 + re;
-            x[2] = u0 - re;
-            x[1] = u1 - im;
-            x[3] = u1 + im;
-          }
-        } else if constexpr (R == 8) {
-          if constexpr (!Adjoint) {
-            const V t0 = x[0] + x[4], t1 = x[1] + x[5], t2 = x[2] + x[6], t3 = x[3] + x[7];
-            const V d0 = x[0] - x[4], d2 = x[2] - x[6];
-            const V d1 = x[1] - x[5], d3 = x[3] - x[7];
-            const V even = (d1 - d3) * h, odd = (d1 + d3) * h;
-            x[0] = t0 + t2;
-            x[1] = t1 + t3;
-            x[2] = d0 + even, x[3] = -(d2 + odd);
-            x[4] = t0 - t2, x[5] = t3 - t1;
-            x[6] = d0 - even, x[7] = d2 - odd;
-          } else {
-            const V u0 = x[0], u1 = x[1];
-            const V t0 = u0 + x[4], t2 = u0 - x[4], t1 = u1 - x[5], t3 = u1 + x[5];
-            const V d0 = x[2] + x[6], d2 = x[7] - x[3];
-            const V even = (x[2] - x[6]) * h, odd = (x[3] + x[7]) * h;
-            const V d1 = even - odd, d3 = -(even + odd);
-            x[0] = t0 + d0, x[4] = t0 - d0;
-            x[1] = t1 + d1, x[5] = t1 - d1;
-            x[2] = t2 + d2, x[6] = t2 - d2;
-            x[3] = t3 + d3, x[7] = t3 - d3;
-          }
-        } else {
-          real_odd_dft<Adjoint>(x, r, rotations);
-        }
-        if constexpr (!Adjoint && R != 2) {
-          for (int s = 0; s < children; ++s) {
-            const int re = r - 2 * children + 2 * s;
-            twiddle<false>(x[re], x[re + 1], roots + 2 * s);
-          }
-        }
-        for (int k = 0; k < r; ++k) column[k * m] = x[k];
+        x[0] = read(work, j);
+        for (int k = 1; k < r; ++k) x[k] = read(work + k / 2 * skew, j + k * m);
+        real_butterfly<Adjoint, R>(pass, j, x);
+        for (int k = 0; k < r; ++k) work[j + k * m + k / 2 * skew] = x[k];
+      }
+    }
+  }
+
+  // The first pass of an even length, from x in squares, in whose order it goes. Butterfly j takes x[2 s m + 2 j] and
+  // x[2 (s + 1) m - 1 - 2 j] of each of R / 2 segments s of 2 m values, so that a square at either end of every segment
+  // is all that the butterflies of kLanes / 2 neighbours j and of their mirror images m - 1 - j need.
+  template <int R, class Squares>
+  static void first_pass(const Pass<A>& pass, V* work, Squares& squares) {
+    constexpr int L = kLanes<A>;
+    const int64_t m = pass.columns;
+    for (int64_t begin = 0; 2 * begin < m; begin += L / 2) {
+      const V *low[R / 2], *high[R / 2];
+#pragma GCC unroll 1
+      for (int s = 0; s < R / 2; ++s) {
+        low[s] = squares.square(2 * s * m + 2 * begin, 2 * s);
+        high[s] = squares.square(2 * (s + 1) * m - 2 * begin - L, 2 * s + 1) + L - 1;
+      }
+      for (int i = 0; i < L && 2 * begin + i < m; i += 2) {
+        const int64_t j = begin + i / 2;
+        first_butterfly<R>(pass, j, low, i, high, -i, work);
+        if (2 * j < m - 1) first_butterfly<R>(pass, m - 1 - j, high, -i - 1, low, i + 1, work);
+      }
+    }
+  }
+
+  template <int R>
+  static DCTPS_INLINE void first_butterfly(const Pass<A>& pass, int64_t j, const V* const* even, int e,
+                                           const V* const* odd, int o, V* work) {
+    V x[R];
+#pragma GCC unroll 16
+    for (int s = 0; s < R / 2; ++s) x[s] = even[s][e], x[R - 1 - s] = odd[s][o];
+    real_butterfly<false, R>(pass, j, x);
+#pragma GCC unroll 16
+    for (int k = 0; k < R; ++k) work[j + pass.row(k)] = x[k];
+  }
+
+  // Column j of a pass over real data, twiddles included.
+  template <bool Adjoint, int R>
+  static DCTPS_INLINE void real_butterfly(const Pass<A>& pass, int64_t j, V* x) {
+    const int r = R ? R : pass.radix;
+    if (Adjoint) real_twiddles<Adjoint, R>(pass, j, x);
+    if constexpr (R == 2) {
+      const A sign = j % 2 ? A(-1) : A(1);
+      if constexpr (!Adjoint) {
+        const V difference = (x[0] - x[1]) * sign;
+        x[0] += x[1];
+        x[1] = difference;
+      } else {
+        const V signed_second = x[1] * sign;
+        x[1] = x[0] - signed_second;
+        x[0] += signed_second;
+      }
+    } else if constexpr (R == 4) {
+      real_dft4<Adjoint>(x);
+    } else if constexpr (R == 8) {
+      real_dft8<Adjoint>(x);
+    } else if constexpr (R == 16) {
+      real_dft16<Adjoint>(x);
+    } else {
+      real_odd_dft<Adjoint>(x, r, pass.rotations.data());
+    }
+    if (!Adjoint) real_twiddles<Adjoint, R>(pass, j, x);
+  }
+
+  template <bool Adjoint, int R>
+  static DCTPS_INLINE void real_twiddles(const Pass<A>& pass, int64_t j, V* x) {
+    if constexpr (R != 2) {
+      // Constants, or x would not be in registers.
+      const int r = R ? R : pass.radix, children = R ? complex_children(R) : pass.complex_children;
+      const A* roots = pass.twiddles.data() + 2 * j * children;
+      for (int s = 0; s < children; ++s) {
+        const int re = r - 2 * children + 2 * s;
+        twiddle<Adjoint>(x[re], x[re + 1], roots + 2 * s);
+      }
+    }
+  }
+
+  template <bool Adjoint>
+  static DCTPS_INLINE void real_dft4(V* x) {
+    if constexpr (!Adjoint) {
+      const V re = x[0] - x[2], im = x[3] - x[1];
+      x[0] += x[2];
+      x[1] += x[3];
+      x[2] = re, x[3] = im;
+    } else {
+      const V u0 = x[0], u1 = x[1], re = x[2], im = x[3];
+      x[0] = u0 + re;
+      x[2] = u0 - re;
+      x[1] = u1 - im;
+      x[3] = u1 + im;
+    }
+  }
+
+  template <bool Adjoint>
+  static DCTPS_INLINE void real_dft8(V* x) {
+    constexpr A h = A(0.70710678118654752440);
+    if constexpr (!Adjoint) {
+      const V t0 = x[0] + x[4], t1 = x[1] + x[5], t2 = x[2] + x[6], t3 = x[3] + x[7];
+      const V d0 = x[0] - x[4], d2 = x[2] - x[6];
+      const V d1 = x[1] - x[5], d3 = x[3] - x[7];
+      const V even = (d1 - d3) * h, odd = (d1 + d3) * h;
+      x[0] = t0 + t2;
+      x[1] = t1 + t3;
+      x[2] = d0 + even, x[3] = -(d2 + odd);
+      x[4] = t0 - t2, x[5] = t3 - t1;
+      x[6] = d0 - even, x[7] = d2 - odd;
+    } else {
+      const V u0 = x[0], u1 = x[1];
+      const V t0 = u0 + x[4], t2 = u0 - x[4], t1 = u1 - x[5], t3 = u1 + x[5];
+      const V d0 = x[2] + x[6], d2 = x[7] - x[3];
+      const V even = (x[2] - x[6]) * h, odd = (x[3] + x[7]) * h;
+      const V d1 = even - odd, d3 = -(even + odd);
+      x[0] = t0 + d0, x[4] = t0 - d0;
+      x[1] = t1 + d1, x[5] = t1 - d1;
+      x[2] = t2 + d2, x[6] = t2 - d2;
+      x[3] = t3 + d3, x[7] = t3 - d3;
+    }
+  }
+
+  // The even frequencies are real_dft8 of the sums x[k] + x[k+8]. The odd ones are, with the differences d and
+  // z[k] = (d[k] - i d[k+4]) e^(-i pi k / 8), the complex DFT of z[0 .. 3]: frequencies 1, 5, 9 = -7 and 13 = -3.
+  template <bool Adjoint>
+  static DCTPS_INLINE void real_dft16(V* x) {
+    static constexpr A roots[4][2] = {{A(1), A(0)},
+                                      {A(0.92387953251128675613), -A(0.38268343236508977173)},
+                                      {A(0.70710678118654752440), -A(0.70710678118654752440)},
+                                      {A(0.38268343236508977173), -A(0.92387953251128675613)}};
+    V e[8], re[4], im[4];
+    if constexpr (!Adjoint) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) e[k] = x[k] + x[k + 8];
+#pragma GCC unroll 8
+      for (int k = 0; k < 4; ++k) {
+        re[k] = x[k] - x[k + 8], im[k] = x[k + 12] - x[k + 4];
+        if (k > 0) twiddle<false>(re[k], im[k], roots[k]);
+      }
+      real_dft8<false>(e);
+      dft<4, A>(re, im, nullptr);
+      x[0] = e[0], x[1] = e[1];
+      x[2] = re[0], x[3] = im[0];
+      x[4] = e[2], x[5] = e[3];
+      x[6] = re[3], x[7] = -im[3];
+      x[8] = e[4], x[9] = e[5];
+      x[10] = re[1], x[11] = im[1];
+      x[12] = e[6], x[13] = e[7];
+      x[14] = re[2], x[15] = -im[2];
+    } else {
+      e[0] = x[0], e[1] = x[1];
+      re[0] = x[2], im[0] = x[3];
+      e[2] = x[4], e[3] = x[5];
+      re[3] = x[6], im[3] = -x[7];
+      e[4] = x[8], e[5] = x[9];
+      re[1] = x[10], im[1] = x[11];
+      e[6] = x[12], e[7] = x[13];
+      re[2] = x[14], im[2] = -x[15];
+      real_dft8<true>(e);
+      dft<4, A>(im, re, nullptr);
+#pragma GCC unroll 8
+      for (int k = 0; k < 4; ++k) {
+        if (k > 0) twiddle<true>(re[k], im[k], roots[k]);
+        x[k] = e[k] + re[k], x[k + 8] = e[k] - re[k];
+        x[k + 4] = e[k + 4] - im[k], x[k + 12] = e[k + 4] + im[k];
       }
     }
   }

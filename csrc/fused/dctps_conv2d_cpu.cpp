@@ -62,7 +62,7 @@ void forward(const Conv2dForwardArgs& args) {
         };
         if (shape.plan) {
           const TileTransform<A> transform(*shape.plan);
-          transform.forward(patches, work, [](int64_t) {});
+          transform.forward(TileSquares<V>{patches}, work, [](int64_t) {});
           store_tile_rolled<E>(y, shape.filters_per_group, [&](int64_t k) {
             return sparse_and_bias(first + k, transform.finish(work, first + k) * shape.alpha);
           });

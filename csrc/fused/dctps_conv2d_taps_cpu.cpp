@@ -232,7 +232,6 @@ struct ForwardTile {
       target.prepare(args.y, cells);
       for (int64_t group = 0; group < shape.groups; ++group) step(group);
     }
-    if (target.streaming) end_streaming();
   }
 
   void find_x(int64_t first, int64_t count) {
@@ -542,7 +541,6 @@ struct BackwardTile {
       if (shape.plan) gather(group);
       for (int64_t plane = 0; plane < shape.planes; ++plane) spread(group, plane);
     }
-    if (dx_cells[0].streaming) end_streaming();
   }
 
   void find_dy(int64_t tile, Cells<E>& found) const {

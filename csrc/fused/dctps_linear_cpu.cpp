@@ -45,6 +45,12 @@ bool streams(const Rows& results, int64_t rows, int64_t columns) {
 // more than this: it would push the current ones out of the cache.
 constexpr int64_t kPrefetchBytes = 384 << 10;
 
+// The chunk that a thread will probably take after this one.
+int64_t next_of(int64_t chunk, int64_t together, int64_t workers) {
+  const int64_t next = chunk + 1;
+  return next % together ? next : next + (workers - 1) * together;
+}
+
 template <class E>
 void forward(const LinearForwardArgs& args) {
   using A = Accumulator<E>;
@@ -57,14 +63,15 @@ void forward(const LinearForwardArgs& args) {
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const int64_t workers = max_workers();
   const bool streaming = streams<E>(args.y, args.rows, args.m);
+  const int64_t tiles = ceil_div(args.rows, L), together = chunks_at_a_time(tiles);
 
-  parallel_chunks(ceil_div(args.rows, L), [&] {
+  auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
     V* x = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
     V* work = x + q;
     for (int64_t i = args.n; i < q; ++i) x[i] = V{};
-    return [&args, &plan, x, work, bias, alpha, q, workers, streaming](int64_t tile) {
-      load_tile<E>(lanes_of<const E>(args.x, tile * L, args.rows), args.n, x);
+    return [&args, &plan, x, work, bias, alpha, workers, streaming, together](int64_t tile) {
+      const Lanes<const E> rows = lanes_of<const E>(args.x, tile * L, args.rows);
       Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
       y.streaming = streaming;
       // By value: for all that the compiler knows, a store to y may change what is behind a reference.
@@ -74,9 +81,11 @@ void forward(const LinearForwardArgs& args) {
       };
       if (plan) {  // asked here and not for every value: that costs 3% of the whole
         const TileTransform<A> transform(*plan);
-        const Lanes<const E> next = lanes_of<const E>(args.x, (tile + workers) * L, args.rows);
+        const int64_t next_tile = next_of(tile, together, workers);
+        const Lanes<const E> next = lanes_of<const E>(args.x, next_tile * L, args.rows);
         Prefetch<E> prefetch(next, args.n, args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes);
-        transform.forward(x, work, [&](int64_t values) { prefetch.advance(values); });
+        transform.forward(RowSquares<E>(rows, args.n, x, args.s.nnz > 0), work,
+                          [&](int64_t values) { prefetch.advance(values); });
         if (args.s.nnz || bias) {
           store_tile<E>(y, args.m,
                         [=](int64_t k) { return sparse_and_bias(k, transform.finish(work, k) * alpha); });
@@ -84,10 +93,12 @@ void forward(const LinearForwardArgs& args) {
           store_tile<E>(y, args.m, [=](int64_t k) { return transform.finish(work, k) * alpha; });
         }
       } else {
+        load_tile<E>(rows, args.n, x);
         store_tile<E>(y, args.m, [&](int64_t k) { return sparse_and_bias(k, V{}); });
       }
     };
-  });
+  };
+  parallel_chunks(tiles, make_worker, together);
 }
 
 // Entries of a column from which on S^T dy and the gradient of S's values look at dy together, column by column. Below,
@@ -143,6 +154,7 @@ void backward(const LinearBackwardArgs& args) {
   const bool in_chunks = wants_sums && batch_sums.chunks > 0, in_turns = wants_sums && !in_chunks;
   const int64_t tiles = ceil_div(args.rows, L);
   const int64_t chunks = in_chunks ? batch_sums.chunks : tiles;
+  const int64_t together = wants_sums ? 1 : chunks_at_a_time(chunks);
   const int64_t chunk_blocks = ceil_div(args.rows, BatchSums::kChunkRows);
   A* const parts = values + s.nnz;
   std::vector<double> dalpha_parts(size_t(in_chunks ? chunks : 1));
@@ -152,7 +164,7 @@ void backward(const LinearBackwardArgs& args) {
   const int column_sections = int(column_blocks < most ? column_blocks : most);
   OrderedSections sections(in_turns ? column_sections + 1 : 0);  // the last one: dbias and dalpha
 
-  parallel_chunks(chunks, [&] {
+  auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
     V* dy = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
     V* work = dy + q;
@@ -168,7 +180,7 @@ void backward(const LinearBackwardArgs& args) {
       Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
       dx.streaming = streaming;
       if (plan) {
-        const int64_t next_tile = (tile + (in_chunks ? 1 : workers)) * L;
+        const int64_t next_tile = (in_chunks ? tile + 1 : next_of(tile, together, workers)) * L;
         const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile, args.rows);
         const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile, args.rows);
         const int64_t elements = (wants_x ? args.m + args.n : args.m) * L;
@@ -260,7 +272,8 @@ void backward(const LinearBackwardArgs& args) {
         add_tile(tile, sums, sums + s.nnz, &dalpha_parts[size_t(chunk)]);
       }
     };
-  });
+  };
+  parallel_chunks(chunks, make_worker, together);
 
   if (in_chunks) {
     add_up_chunks(s, args.m, chunks, parts, dvalues, dbias);

@@ -22,18 +22,28 @@ int largest_odd_prime(int64_t n) {
   return int(std::max(n, largest));
 }
 
+// Rows of so many values are a multiple of 4 KiB apart on every instruction set, so that the same place in all of them
+// meets in one set of the nearest cache.
+constexpr int64_t kAliasedColumns = 64;
+
 // A large odd radix comes first, where the data is still real or long; radix 8 last, where it needs no
-// twiddles.
+// twiddles. Radix 8 and 9 take more rows at a time than the sets of a cache have ways.
 int complex_radix(int64_t n) {
   const int odd = largest_odd_prime(n);
+  if (odd == 3 && n % 9 == 0 && n / 9 % kAliasedColumns) return 9;
   if (odd > 1) return odd;
   int log2 = 0;
   while (int64_t(1) << log2 < n) ++log2;
   if (log2 < 3) return 1 << log2;
-  return log2 % 3 == 0 ? 8 : 4;
+  return log2 % 3 == 0 && n < 8 * kAliasedColumns ? 8 : 4;
 }
 
-int real_radix(int64_t n) {
+// Radix 16 only for the first pass, and only where the children of radix 8 would not fit into the nearest cache.
+constexpr int64_t kLongFirstPass = 2048;
+constexpr int kSkew = 8;
+
+int real_radix(int64_t n, bool is_first) {
+  if (is_first && n > kLongFirstPass && n % 16 == 0) return 16;
   if (n % 8 == 0) return 8;
   if (n % 4 == 0) return 4;
   if (n % 2 == 0) return 2;
@@ -47,10 +57,10 @@ struct RealSplit {
 };
 RealSplit split_real(int64_t n, int radix) {
   switch (radix) {
+    case 16:
     case 8:
-      return {n / 4, 1, complex_children(radix)};
     case 4:
-      return {n / 2, 1, complex_children(radix)};
+      return {2 * n / radix, 1, complex_children(radix)};
     case 2:
       return {n / 2, 2, complex_children(radix)};
     default:
@@ -63,15 +73,15 @@ RealSplit split_real(int64_t n, int radix) {
 double complex_cost(int64_t n) {
   if (n <= 1) return 0;
   const int r = complex_radix(n);
-  const double butterfly = r == 8 ? 10.5 : r == 4 ? 7 : r == 2 ? 4 : r + 5;
+  const double butterfly = r == 9 ? 14.5 : r == 8 ? 10.5 : r == 4 ? 7 : r == 2 ? 4 : r + 5;
   return double(n) * (butterfly + 4) + r * complex_cost(n / r);
 }
 
-double real_cost(int64_t n) {
+double real_cost(int64_t n, bool is_first = false) {
   if (n <= 1) return 0;
-  const int r = real_radix(n);
+  const int r = real_radix(n, is_first);
   const RealSplit split = split_real(n, r);
-  const double butterfly = r == 8 ? 3.75 : r == 4 ? 2.5 : r == 2 ? 1 : r / 2.0 + 3;
+  const double butterfly = r == 16 ? 5 : r == 8 ? 3.75 : r == 4 ? 2.5 : r == 2 ? 1 : r / 2.0 + 3;
   return double(n) * (butterfly + 2) + split.real_children * real_cost(split.real_length) +
          split.complex_children * complex_cost(n / r);
 }
@@ -97,7 +107,7 @@ double bluestein_cost(int64_t q) {
 bool wants_bluestein(int64_t q) {
   const int64_t prime = largest_odd_prime(q);
   if (prime > kMaxRadix) return true;
-  return prime > 13 && bluestein_cost(q) < real_cost(q);
+  return prime > 13 && bluestein_cost(q) < real_cost(q, true);
 }
 
 // ---- tables
@@ -113,7 +123,7 @@ class Builder {
  public:
   explicit Builder(Plan<A>& plan) : plan_(plan) {}
 
-  int add_pass(bool is_complex, int64_t length) {
+  int add_pass(bool is_complex, int64_t length, bool is_first = false) {
     if (length <= 1) return -1;
     const auto key = std::make_pair(is_complex, length);
     const auto known = numbers_.find(key);
@@ -121,8 +131,9 @@ class Builder {
 
     Pass<A> pass;
     pass.is_complex = is_complex;
-    pass.radix = is_complex ? complex_radix(length) : real_radix(length);
+    pass.radix = is_complex ? complex_radix(length) : real_radix(length, is_first);
     pass.columns = int(length / pass.radix);
+    pass.skew = !is_complex && pass.radix == 16 ? kSkew : 0;
     const RealSplit split = is_complex ? RealSplit{0, 0, pass.radix} : split_real(length, pass.radix);
     pass.real_child_length = int(split.real_length);
     pass.real_children = split.real_children;
@@ -164,7 +175,7 @@ class Builder {
     const int64_t m = pass.columns, r = pass.radix;
     if (is_complex) {
       for (int64_t s = 0; s < r; ++s) {
-        place(pass.complex_child, true, base + 2 * m * s, (offset + stride * s) % total, stride * r % total,
+        place(pass.complex_child, true, base + pass.complex_child_at(s), (offset + stride * s) % total, stride * r % total,
               total, places);
       }
       return;
@@ -176,9 +187,8 @@ class Builder {
       place(pass.real_child, false, base + child * int64_t(pass.real_child_length),
             (offset + stride * shift) % total, stride * step % total, total, places);
     }
-    const int64_t complex_base = base + int64_t(pass.real_children) * pass.real_child_length;
     for (int64_t s = 1; s <= pass.complex_children; ++s) {
-      place(pass.complex_child, true, complex_base + 2 * m * (s - 1), (offset + stride * s) % total,
+      place(pass.complex_child, true, base + pass.complex_child_at(s - 1), (offset + stride * s) % total,
             stride * r % total, total, places);
     }
   }
@@ -217,14 +227,15 @@ template <class A>
 void build_radix_plan(Plan<A>& plan) {
   const int64_t q = plan.length;
   Builder<A> builder(plan);
-  plan.work_size = plan.length;
-  plan.root = builder.add_pass(false, q);
+  plan.root = builder.add_pass(false, q, true);
+  const Pass<A>* const first = plan.root < 0 ? nullptr : &plan.passes[size_t(plan.root)];
+  plan.work_size = int(first ? first->row(first->radix) : q);
   plan.order.resize(size_t(q));
   plan.adjoint_order.resize(size_t(q));
   for (int64_t j = 0; j < q; ++j) {
     const int64_t source = 2 * j < q ? 2 * j : 2 * (q - 1 - j) + 1;
     plan.order[size_t(j)] = int32_t(source);
-    plan.adjoint_order[size_t(source)] = int32_t(j);
+    plan.adjoint_order[size_t(source)] = int32_t(first ? first->row(j / first->columns) + j % first->columns : j);
   }
   std::vector<Place> places(static_cast<size_t>(q));
   builder.place(plan.root, false, 0, 0, 1, q, places);
@@ -239,7 +250,7 @@ void build_radix_plan(Plan<A>& plan) {
     plan.finish[size_t(k)] = {place.re, place.im < 0 ? place.re : place.im, A(turn.real()),
                               place.im < 0 ? A(0) : A(-turn.imag() * place.im_sign)};
   }
-  plan.adjoint_start = transposed(plan.finish, q);
+  plan.adjoint_start = transposed(plan.finish, plan.work_size);
 }
 
 // y[k] = c_k Re( w(k^2 + k) sum_i (x[i] w(i^2)) conj(w((k-i)^2)) ),  w(t) = e^(-i pi t / 2q): a convolution
@@ -315,7 +326,7 @@ std::shared_ptr<const Plan<A>> get_plan(int64_t q) {
       plan->cost = bluestein_cost(q);
       build_bluestein_plan(*plan);
     } else {
-      plan->cost = real_cost(q);
+      plan->cost = real_cost(q, true);
       build_radix_plan(*plan);
     }
     return plan;

@@ -3,9 +3,10 @@
 //
 // DCT-II of length q by Makhoul: v[j] = x[2j], v[q-1-j] = x[2j+1]; V = FFT(v), real input;
 // y[k] = c_k Re(e^(-i pi k/2q) V[k]). The FFT of real input is a tree of decimation-in-frequency passes, in place on q
-// values:
-//     real(n)    -> radix 8: real(n/4) + 3 complex(n/8)      radix 4: real(n/2) + complex(n/4)
-//                   radix 2 (n/2 odd): 2 real(n/2)            odd r:   real(n/r) + (r-1)/2 complex(n/r)
+// values (and a few between them, see Pass::row):
+//     real(n)    -> radix 4, 8, 16:    real(2n/r) + (r/2-1) complex(n/r)
+//                   radix 2 (n/2 odd): 2 real(n/2)
+//                   odd r:             real(n/r) + (r-1)/2 complex(n/r)
 //     complex(n) -> r complex(n/r)
 // Only one of each conjugate pair V[k], V[q-k] is ever computed. The results stay where the passes leave
 // them; `finish` knows the place. The adjoint (DCT-III) runs the transposed steps in reverse order on the
@@ -31,7 +32,7 @@ struct Combine {
 constexpr int kMaxRadix = 127;
 
 // Complex children of a real pass.
-constexpr int complex_children(int radix) { return radix == 8 ? 3 : radix == 4 ? 1 : (radix - 1) / 2; }
+constexpr int complex_children(int radix) { return radix % 4 ? (radix - 1) / 2 : radix / 2 - 1; }
 
 // One pass over one sub-transform of length radix * columns. Layout from its base: a real one holds `length`
 // values, a complex one its real parts, then its imaginary parts. Output: the real children, then the complex
@@ -41,6 +42,7 @@ struct Pass {
   bool is_complex;
   int radix;
   int columns;        // m: length / radix
+  int skew = 0;       // of a real pass: see row()
   int real_children;  // of a real pass: 1, or 2 for radix 2; their length: see real_child_length
   int real_child_length;
   int complex_children;
@@ -49,12 +51,21 @@ struct Pass {
   std::vector<A> rotations;  // odd radix, h = (radix-1)/2: [h][h] cos, then [h][h] sin of 2 pi k s / radix
 
   int length() const { return radix * columns; }
+
+  // Where row k of a real pass begins, the values j + k * columns. With a skew, each complex child's two rows lie that
+  // much further on than they would without: rows a power of two apart would meet in one set of the nearest cache,
+  // more of them than it has ways.
+  int64_t row(int64_t k) const { return k * columns + k / 2 * skew; }
+  // Where complex child c begins.
+  int64_t complex_child_at(int64_t c) const {
+    return int64_t(real_children) * real_child_length + 2 * columns * c + (c + 1) * skew;
+  }
 };
 
 template <class A>
 struct Plan {
   int length;     // q
-  int work_size;  // values of the working tile: q, or 2M for Bluestein
+  int work_size;  // values of the working tile: q and the skews, or 2M for Bluestein
   std::vector<Pass<A>> passes;
   int root = -1;  // number of the first pass, -1 where there is none (q = 1)
 
