@@ -211,18 +211,19 @@ DCTPS_INLINE Vec<double> compress_lanes<double>(Vec<double> value, uint32_t lane
 template <class E>
 constexpr bool kCanStream = kVectorBytes == 64 && sizeof(E) == sizeof(Accumulator<E>);
 
-// As store(), past the caches where `to` is the start of a cache line. Other threads see it after parallel_chunks.
+// As store(), past the caches; `to` is the start of a cache line. Other threads see it after parallel_chunks.
 template <class E>
-DCTPS_INLINE void stream(E* to, Vec<Accumulator<E>> value) {
+DCTPS_INLINE void stream_line(E* to, Vec<Accumulator<E>> value) {
 #ifdef __AVX512F__
-  if constexpr (kCanStream<E>) {
-    if (reinterpret_cast<uintptr_t>(to) % 64 == 0) {
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __m512i(value));
-      return;
-    }
-  }
+  if constexpr (kCanStream<E>) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __m512i(value));
 #endif
   store(to, value);
+}
+
+// The same where `to` is the start of a cache line, as store() elsewhere.
+template <class E>
+DCTPS_INLINE void stream(E* to, Vec<Accumulator<E>> value) {
+  reinterpret_cast<uintptr_t>(to) % 64 == 0 ? stream_line(to, value) : store(to, value);
 }
 
 // ---- transposition and sums over lanes, both by dealing out vectors at distance D = 1, 2, 4, ...

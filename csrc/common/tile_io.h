@@ -15,6 +15,14 @@ struct Lanes {
   int64_t stride;
   bool streaming = false;  // stores go past the caches
 
+  // Whether each lane begins a cache line.
+  bool begin_lines() const {
+    for (const E* data : lane) {
+      if (reinterpret_cast<uintptr_t>(data) % 64) return false;
+    }
+    return true;
+  }
+
   bool all_present() const {
     for (const E* data : lane) {
       if (!data) return false;
@@ -45,14 +53,19 @@ DCTPS_INLINE void load_whole_square(const Lanes<const E>& from, int64_t first, V
   for (int l = 0; l < L; ++l) to[l] = square[l];
 }
 
+// are_lines: every row of the square is known to begin a cache line.
 template <class E>
-DCTPS_INLINE void store_whole_square(const Lanes<E>& to, int64_t first, const Vec<Accumulator<E>>* from) {
+DCTPS_INLINE void store_whole_square(const Lanes<E>& to, int64_t first, const Vec<Accumulator<E>>* from,
+                                     bool are_lines = false) {
   constexpr int L = kLanes<Accumulator<E>>;
   Vec<Accumulator<E>> square[L];
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) square[i] = from[i];
   transpose<Accumulator<E>>(square);
-  if (to.streaming) {
+  if (to.streaming && are_lines) {
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) stream_line(to.lane[l] + first, square[l]);
+  } else if (to.streaming) {
 #pragma GCC unroll 16
     for (int l = 0; l < L; ++l) stream(to.lane[l] + first, square[l]);
   } else {
@@ -193,6 +206,7 @@ DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, 
   using V = Vec<Accumulator<E>>;
   constexpr int L = kLanes<Accumulator<E>>;
   const bool whole = to.stride == 1 && to.all_present();
+  const bool are_lines = to.begin_lines() && begin % L == 0;
   for (int64_t first = begin; first < end; first += L) {
     const int here = end - first < L ? int(end - first) : L;
     before(first, here);
@@ -200,7 +214,7 @@ DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, 
       V square[L];
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) square[i] = value(first + i, i);
-      store_whole_square(to, first, square);
+      store_whole_square(to, first, square, are_lines);
     } else {
       V square[L];
       for (int i = 0; i < here; ++i) square[i] = value(first + i, i);
