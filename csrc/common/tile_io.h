@@ -125,14 +125,25 @@ class RowSquares {
  public:
   using V = Vec<Accumulator<E>>;
 
-  // to[count ..] is zero already.
-  RowSquares(const Lanes<const E>& from, int64_t count, V* to, bool kept)
-      : from_(from), count_(count), to_(to), kept_(kept), whole_(from.stride == 1 && from.all_present()) {}
+  // to[count ..] is zero already. fetches: the rows are not in the caches, so that each square's neighbour, which comes
+  // next, is fetched along with it.
+  RowSquares(const Lanes<const E>& from, int64_t count, V* to, bool kept, bool fetches)
+      : from_(from),
+        count_(count),
+        to_(to),
+        kept_(kept),
+        whole_(from.stride == 1 && from.all_present()),
+        fetches_(fetches) {}
 
   DCTPS_INLINE const V* square(int64_t first, int slot) const {
     constexpr int L = kLanes<Accumulator<E>>;
     V* const to = to_ + (kept_ ? first : slot * L);
     if (whole_ && first + L <= count_) {
+      if (fetches_) {
+        const int64_t next = slot % 2 ? first - L : first + L;
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) __builtin_prefetch(from_.lane[l] + next);
+      }
       load_whole_square(from_, first, to);
     } else {
       load_cut_square(first, to);
@@ -156,7 +167,7 @@ class RowSquares {
   const Lanes<const E>& from_;
   const int64_t count_;
   V* const to_;
-  const bool kept_, whole_;
+  const bool kept_, whole_, fetches_;
 };
 
 // The same of a tile that is in memory already.
@@ -216,9 +227,8 @@ DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, 
       for (int i = 0; i < L; ++i) square[i] = value(first + i, i);
       store_whole_square(to, first, square, are_lines);
     } else {
-      V square[L];
+      V square[L] = {};
       for (int i = 0; i < here; ++i) square[i] = value(first + i, i);
-      for (int i = here; i < L; ++i) square[i] = V{};
       store_square(to, first, here, square);
     }
   }

@@ -83,8 +83,9 @@ void forward(const LinearForwardArgs& args) {
         const TileTransform<A> transform(*plan);
         const int64_t next_tile = next_of(tile, together, workers);
         const Lanes<const E> next = lanes_of<const E>(args.x, next_tile * L, args.rows);
-        Prefetch<E> prefetch(next, args.n, args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes);
-        transform.forward(RowSquares<E>(rows, args.n, x, args.s.nnz > 0), work,
+        const bool prefetches = args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes;
+        Prefetch<E> prefetch(next, args.n, prefetches);
+        transform.forward(RowSquares<E>(rows, args.n, x, args.s.nnz > 0, !prefetches), work,
                           [&](int64_t values) { prefetch.advance(values); });
         if (args.s.nnz || bias) {
           store_tile<E>(y, args.m,
