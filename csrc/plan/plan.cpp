@@ -81,7 +81,7 @@ double real_cost(int64_t n, bool is_first = false) {
   if (n <= 1) return 0;
   const int r = real_radix(n, is_first);
   const RealSplit split = split_real(n, r);
-  const double butterfly = r == 16 ? 5 : r == 8 ? 3.75 : r == 4 ? 2.5 : r == 2 ? 1 : r / 2.0 + 3;
+  const double butterfly = r == 16 ? 5.75 : r == 8 ? 3.75 : r == 4 ? 2.5 : r == 2 ? 1 : r / 2.0 + 3;
   return double(n) * (butterfly + 2) + split.real_children * real_cost(split.real_length) +
          split.complex_children * complex_cost(n / r);
 }
