@@ -47,10 +47,12 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t toget
         for (;;) {
           const int64_t first = state.next.fetch_add(state.together, std::memory_order_relaxed);
           if (first >= state.count) break;
-          const int64_t left = state.count - first, end = first + (left < state.together ? left : state.together);
+          const int64_t left = state.count - first,
+                        end = first + (left < state.together ? left : state.together);
           for (int64_t chunk = first; chunk < end; ++chunk) worker(chunk);
         }
-        std::atomic_thread_fence(std::memory_order_seq_cst);  // a weaker one would let stores past the caches lag
+        std::atomic_thread_fence(
+            std::memory_order_seq_cst);  // a weaker one would let stores past the caches lag
       },
       &shared);
 }

@@ -170,14 +170,6 @@ class RowSquares {
   const bool kept_, whole_, fetches_;
 };
 
-// The same of a tile that is in memory already.
-template <class V>
-struct TileSquares {
-  const V* tile;
-  const V* square(int64_t first, int) const { return tile + first; }
-  const V* all() const { return tile; }
-};
-
 // Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites square.
 template <class E>
 DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,

@@ -112,6 +112,14 @@ DCTPS_INLINE void dft(V* re, V* im, const A* rotations) {
   }
 }
 
+// A tile in memory as the squares that TileTransform takes.
+template <class V>
+struct TileSquares {
+  const V* tile;
+  const V* square(int64_t first, int) const { return tile + first; }
+  const V* all() const { return tile; }
+};
+
 // ---- passes. R = 0 stands for any odd radix, known only at run time.
 
 template <class A>
@@ -138,7 +146,7 @@ class TileTransform {
     }
     const Pass<A>& first = plan_.passes[size_t(plan_.root)];
     if (first.columns < kLanes<A> || first.radix % 2) {
-      return run<false>(plan_.root, work, 1, squares.all(), nullptr, meanwhile);
+      return run<false>(plan_.root, work, 1, squares.all(), meanwhile);
     }
     switch (first.radix) {
       case 2:
@@ -153,23 +161,26 @@ class TileTransform {
       default:
         first_pass<16>(first, work, squares);
     }
-    run_children<false>(first, work, nullptr, nullptr, meanwhile);
+    run_children<false>(first, work, meanwhile);
   }
   DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(finish_[k], work); }
 
-  // The transpose: from v [length], of which adjoint_finish(work, i) reads x[i].
-  template <class Meanwhile>
-  void adjoint(const V* v, V* work, Meanwhile&& meanwhile) const {
-    const Combine<A>* const start = plan_.adjoint_start.data();
+  // The transpose: from v [length], in squares like forward()'s x, of which adjoint_finish(work, i) reads x[i].
+  template <class Squares, class Meanwhile>
+  void adjoint(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
     if (plan_.is_bluestein()) {
-      combine_all(start, plan_.work_size, v, work);
+      combine_all(plan_.adjoint_start.data(), plan_.work_size, squares.all(), work);
       convolve(work, A(-1), meanwhile);
       combine_all(plan_.adjoint_finish.data(), plan_.length, work, work);
-    } else if (plan_.root < 0) {
-      combine_all(start, 1, v, work);
-    } else {
-      run<true>(plan_.root, work, 1, v, start, meanwhile);
+      return;
     }
+    if (plan_.length < 2 * kLanes<A>) {
+      TileSquares<V> all{squares.all()};
+      start_adjoint(all, work);
+    } else {
+      start_adjoint(squares, work);
+    }
+    run<true>(plan_.root, work, 1, nullptr, meanwhile);
   }
   DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return work[adjoint_order_[i]]; }
 
@@ -185,7 +196,7 @@ class TileTransform {
   // Convolution with the kernel whose spectrum the plan holds; sign = -1 takes the conjugate spectrum.
   template <class Meanwhile>
   void convolve(V* work, A sign, Meanwhile& meanwhile) const {
-    run<false>(plan_.root, work, 1, nullptr, nullptr, meanwhile);
+    run<false>(plan_.root, work, 1, nullptr, meanwhile);
     for (int s = 0;
          s < plan_.work_size;) {  // the passes end in pairs: one real part, then its imaginary part
       const A re = plan_.spectrum[size_t(s)], im = plan_.spectrum[size_t(s + 1)] * sign;
@@ -194,24 +205,45 @@ class TileTransform {
       work[s] = r;
       s += 2;
     }
-    run<true>(plan_.root, work, 1, nullptr, nullptr, meanwhile);
+    run<true>(plan_.root, work, 1, nullptr, meanwhile);
   }
 
   // Meanwhile is called after about so many values of a leaf pass: often, because a processor drops prefetches that come
   // in large bursts.
   static constexpr int64_t kFewValues = 32;
 
-  // The adjoint's first values are made for so many places at a time, to be worked on while they are in the nearest
-  // cache. A pass over more of them has no children of length 1, which no pass would make.
-  static constexpr int64_t kNearValues = 256;
-  static_assert(kNearValues >= 2 * kMaxRadix);
+  // The transpose of finish(): v[k] and v[q-k] make the two values that y[k] and y[q-k] are made of. So v is taken from
+  // both ends.
+  template <class Squares>
+  void start_adjoint(Squares& squares, V* work) const {
+    constexpr int L = kLanes<A>;
+    const int64_t q = plan_.length;
+    const Combine<A>* const finish = finish_;
+    V behind{};  // v[q - first]
+    for (int64_t first = 0; 2 * first <= q; first += L) {
+      const V* const low = squares.square(first, 0);
+      const V* const high = squares.square(q - first - L, 1) + L;
+      if (2 * first < q && first > 0) pair(finish[first], finish[q - first], low[0], behind, work);
+      for (int i = 1; i < L && 2 * (first + i) < q; ++i) {
+        pair(finish[first + i], finish[q - first - i], low[i], high[-i], work);
+      }
+      if (first == 0) work[finish[0].a] = low[0] * finish[0].ca;
+      if (q % 2 == 0 && q / 2 - first < L) work[finish[q / 2].a] = low[q / 2 - first] * finish[q / 2].ca;
+      if (2 * (first + L) <= q) behind = high[-L];
+    }
+  }
+
+  static DCTPS_INLINE void pair(const Combine<A>& k, const Combine<A>& mirrored, V at_k, V at_mirrored,
+                                V* work) {
+    work[k.a] = at_k * k.ca + at_mirrored * mirrored.ca;
+    work[k.b] = at_k * k.cb + at_mirrored * mirrored.cb;
+  }
 
   // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
-  // order. The first pass reads `input`, if any; that of the adjoint through the combinations `start`.
+  // order. The first pass reads `input`, if any.
   template <bool Adjoint, class Meanwhile>
-  void run(int number, V* work, int blocks, const V* input, const Combine<A>* start,
-           Meanwhile& meanwhile) const {
+  void run(int number, V* work, int blocks, const V* input, Meanwhile& meanwhile) const {
     if (number < 0) return;
     const Pass<A>& pass = plan_.passes[size_t(number)];
     const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
@@ -219,30 +251,22 @@ class TileTransform {
     const int few = is_leaf && size < kFewValues ? int(kFewValues / size) : 1;
     for (int b = 0; b < blocks; b += few, work += few * size) {
       const int here = blocks - b < few ? blocks - b : few;
-      const Combine<A>* below = Adjoint && start ? start + b * size : nullptr;
-      if (below && size <= kNearValues) {
-        combine_all(below, here * size, input, work);
-        below = nullptr;
-      }
-      if (!Adjoint || is_leaf) apply<Adjoint>(pass, work, here, Adjoint ? nullptr : input);
+      if (!Adjoint || is_leaf) apply<Adjoint>(pass, work, here, input);
       if (is_leaf) {
         meanwhile(size * here);
         continue;
       }
-      run_children<Adjoint>(pass, work, input, below, meanwhile);
+      run_children<Adjoint>(pass, work, meanwhile);
       if (Adjoint) apply<Adjoint>(pass, work, 1, nullptr);
     }
   }
 
   template <bool Adjoint, class Meanwhile>
-  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, const V* input, const Combine<A>* start,
-                                 Meanwhile& meanwhile) const {
-    const V* const values = start ? input : nullptr;
-    run<Adjoint>(pass.real_child, work, pass.real_children, values, start, meanwhile);
+  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, Meanwhile& meanwhile) const {
+    run<Adjoint>(pass.real_child, work, pass.real_children, nullptr, meanwhile);
     const int together = pass.skew ? 1 : pass.complex_children;  // children one behind the other
     for (int c = 0; c < pass.complex_children; c += together) {
-      const int64_t at = pass.complex_child_at(c);
-      run<Adjoint>(pass.complex_child, work + at, together, values, start ? start + at : nullptr, meanwhile);
+      run<Adjoint>(pass.complex_child, work + pass.complex_child_at(c), together, nullptr, meanwhile);
     }
   }
 

@@ -167,7 +167,8 @@ void backward(const Conv2dBackwardArgs& args) {
                                           scratch.patches);
           }
 
-          if (shape.plan) TileTransform<A>(*shape.plan).adjoint(scratch.dy, scratch.work, [](int64_t) {});
+          if (shape.plan)
+            TileTransform<A>(*shape.plan).adjoint(TileSquares<V>{scratch.dy}, scratch.work, [](int64_t) {});
 
           if (dvalues) {
             EntrySums<A> entry_sums(scratch.dvalues);

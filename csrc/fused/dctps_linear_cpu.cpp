@@ -176,7 +176,7 @@ void backward(const LinearBackwardArgs& args) {
       auto adding = [&](int section, const auto& body) {
         in_turns ? sections.in_turn(section, tile, body) : body();
       };
-      load_tile<E>(lanes_of<const E>(args.dy, tile * L, args.rows), args.m, dy);
+      const Lanes<const E> rows = lanes_of<const E>(args.dy, tile * L, args.rows);
       const Lanes<const E> x = lanes_of<const E>(args.x, tile * L, args.rows);
       Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
       dx.streaming = streaming;
@@ -188,10 +188,13 @@ void backward(const LinearBackwardArgs& args) {
         const bool prefetches = elements * int64_t(sizeof(E)) <= kPrefetchBytes;
         Prefetch<E> prefetch_dy(next_dy, args.m, prefetches);
         Prefetch<E> prefetch_x(next_x, args.n, prefetches && wants_x);
-        TileTransform<A>(*plan).adjoint(dy, work, [&](int64_t count) {
-          prefetch_dy.advance(count);
-          prefetch_x.advance(count);
-        });
+        TileTransform<A>(*plan).adjoint(RowSquares<E>(rows, args.m, dy, s.nnz || dbias, !prefetches), work,
+                                        [&](int64_t count) {
+                                          prefetch_dy.advance(count);
+                                          prefetch_x.advance(count);
+                                        });
+      } else {
+        load_tile<E>(rows, args.m, dy);
       }
 
       double dalpha_part = 0;

@@ -175,8 +175,8 @@ class Builder {
     const int64_t m = pass.columns, r = pass.radix;
     if (is_complex) {
       for (int64_t s = 0; s < r; ++s) {
-        place(pass.complex_child, true, base + pass.complex_child_at(s), (offset + stride * s) % total, stride * r % total,
-              total, places);
+        place(pass.complex_child, true, base + pass.complex_child_at(s), (offset + stride * s) % total,
+              stride * r % total, total, places);
       }
       return;
     }
@@ -198,31 +198,6 @@ class Builder {
   std::map<std::pair<bool, int64_t>, int> numbers_;
 };
 
-// The transpose of `rows` [row count] as combinations of rows: at most two rows may name one source.
-template <class A>
-std::vector<Combine<A>> transposed(const std::vector<Combine<A>>& rows, int64_t sources) {
-  std::vector<Combine<A>> result(size_t(sources), Combine<A>{-1, -1, A(0), A(0)});
-  auto add = [&](int32_t source, int32_t row, A factor) {
-    Combine<A>& entry = result[size_t(source)];
-    if (entry.a < 0) {
-      entry.a = row;
-      entry.ca = factor;
-    } else {
-      entry.b = row;
-      entry.cb = factor;
-    }
-  };
-  for (size_t row = 0; row < rows.size(); ++row) {
-    if (rows[row].ca != A(0)) add(rows[row].a, int32_t(row), rows[row].ca);
-    if (rows[row].cb != A(0)) add(rows[row].b, int32_t(row), rows[row].cb);
-  }
-  for (auto& entry : result) {
-    if (entry.a < 0) entry.a = 0;
-    if (entry.b < 0) entry.b = entry.a;
-  }
-  return result;
-}
-
 template <class A>
 void build_radix_plan(Plan<A>& plan) {
   const int64_t q = plan.length;
@@ -235,7 +210,8 @@ void build_radix_plan(Plan<A>& plan) {
   for (int64_t j = 0; j < q; ++j) {
     const int64_t source = 2 * j < q ? 2 * j : 2 * (q - 1 - j) + 1;
     plan.order[size_t(j)] = int32_t(source);
-    plan.adjoint_order[size_t(source)] = int32_t(first ? first->row(j / first->columns) + j % first->columns : j);
+    plan.adjoint_order[size_t(source)] =
+        int32_t(first ? first->row(j / first->columns) + j % first->columns : j);
   }
   std::vector<Place> places(static_cast<size_t>(q));
   builder.place(plan.root, false, 0, 0, 1, q, places);
@@ -250,7 +226,6 @@ void build_radix_plan(Plan<A>& plan) {
     plan.finish[size_t(k)] = {place.re, place.im < 0 ? place.re : place.im, A(turn.real()),
                               place.im < 0 ? A(0) : A(-turn.imag() * place.im_sign)};
   }
-  plan.adjoint_start = transposed(plan.finish, plan.work_size);
 }
 
 // y[k] = c_k Re( w(k^2 + k) sum_i (x[i] w(i^2)) conj(w((k-i)^2)) ),  w(t) = e^(-i pi t / 2q): a convolution

@@ -70,16 +70,16 @@ struct Plan {
   int root = -1;  // number of the first pass, -1 where there is none (q = 1)
 
   // Forward: the first pass reads input order[j] as its value j, and y[k] = finish[k] of the working tile.
-  // Adjoint: working value p = adjoint_start[p] of the input, and x[i] = working value adjoint_order[i].
+  // The adjoint begins with the transpose of `finish` (y[k] and y[q-k] are made of the same two values), and
+  // x[i] = working value adjoint_order[i].
   std::vector<int32_t> order;
-  std::vector<Combine<A>> finish;         // [q]
-  std::vector<Combine<A>> adjoint_start;  // [work_size]
-  std::vector<int32_t> adjoint_order;     // [q]
+  std::vector<Combine<A>> finish;      // [q]
+  std::vector<int32_t> adjoint_order;  // [q]
 
-  // Bluestein only: a complex(M) convolution between start and finish; the adjoint's working values take one more
-  // step, adjoint_finish, in place. Empty otherwise.
-  std::vector<Combine<A>> start;           // [work_size]
-  std::vector<Combine<A>> adjoint_finish;  // [q]
+  // Bluestein only: a complex(M) convolution between start and finish, of the adjoint between adjoint_start and one
+  // more step in place, adjoint_finish. Empty otherwise.
+  std::vector<Combine<A>> start, adjoint_start;  // [work_size]
+  std::vector<Combine<A>> adjoint_finish;        // [q]
   std::vector<A> spectrum;  // [2M]: real parts, imaginary parts, in the order the passes leave frequencies in
 
   double
