@@ -188,11 +188,18 @@ void backward(const LinearBackwardArgs& args) {
         const bool prefetches = elements * int64_t(sizeof(E)) <= kPrefetchBytes;
         Prefetch<E> prefetch_dy(next_dy, args.m, prefetches);
         Prefetch<E> prefetch_x(next_x, args.n, prefetches && wants_x);
-        TileTransform<A>(*plan).adjoint(RowSquares<E>(rows, args.m, dy, s.nnz || dbias, !prefetches), work,
-                                        [&](int64_t count) {
-                                          prefetch_dy.advance(count);
-                                          prefetch_x.advance(count);
-                                        });
+        const TileTransform<A> transform(*plan);
+        auto meanwhile = [&](int64_t count) {
+          prefetch_dy.advance(count);
+          prefetch_x.advance(count);
+        };
+        if (s.nnz ||
+            dbias) {  // the tile is wanted, and x comes along with dy: in order, as the processor foresees it
+          load_tile<E>(rows, args.m, dy);
+          transform.adjoint(TileSquares<V>{dy}, work, meanwhile);
+        } else {
+          transform.adjoint(RowSquares<E>(rows, args.m, dy, false, !prefetches), work, meanwhile);
+        }
       } else {
         load_tile<E>(rows, args.m, dy);
       }
