@@ -7,6 +7,8 @@
 #include <memory>
 #include <thread>
 
+#include "common/integers.h"
+
 namespace dctps {
 
 // The number of threads that run_workers may use now.
@@ -34,7 +36,7 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t toget
     int64_t count, together;
     std::atomic<int64_t> next{0};
   } shared{make_worker, count, together};
-  const int64_t runs = (count + together - 1) / together;
+  const int64_t runs = ceil_div(count, together);
   const int64_t workers = runs < max_workers() ? runs : max_workers();
   if (workers <= 0) return;
   run_workers(
