@@ -16,7 +16,7 @@ from tests.checks import DTYPES, assert_accurate, random_support, relative_error
 
 # What is promised of bits and memory is promised of algorithm="fast", which is one of two forms.
 dctps_conv2d = functools.partial(dctps_ext.dctps_conv2d, algorithm="fast")
-FORMS = ("taps", "patches")
+FORMS = ("taps", "patches", "direct")
 
 
 # The emulator takes milliseconds for what a GPU does in microseconds.

@@ -146,6 +146,7 @@ void run_forward(const char* op, const Tensor& like, const Convolution& conv, Fo
   }
 #endif
   static_cast<void>(op), static_cast<void>(like), static_cast<void>(conv);
+  if (form == Form::direct) return conv2d_direct_forward_cpu(args);
   form == Form::taps ? conv2d_taps_forward_cpu(args) : conv2d_forward_cpu(args);
 }
 
@@ -166,6 +167,7 @@ void run_backward(const char* op, const Tensor& dy, const Convolution& conv, For
   }
 #endif
   static_cast<void>(op), static_cast<void>(dy), static_cast<void>(conv), static_cast<void>(gradients);
+  if (form == Form::direct) return conv2d_direct_backward_cpu(args);
   const Tensor scratch = at::empty({s.matrix.nnz}, s.values.options());
   args.sums.scratch = scratch.mutable_data_ptr();
   form == Form::taps ? conv2d_taps_backward_cpu(args) : conv2d_backward_cpu(args);

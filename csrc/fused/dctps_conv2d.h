@@ -47,6 +47,8 @@ DCTPS_CPU_KERNEL(conv2d_forward_cpu, Conv2dForwardArgs)
 DCTPS_CPU_KERNEL(conv2d_backward_cpu, Conv2dBackwardArgs)
 DCTPS_CPU_KERNEL(conv2d_taps_forward_cpu, Conv2dForwardArgs)
 DCTPS_CPU_KERNEL(conv2d_taps_backward_cpu, Conv2dBackwardArgs)
+DCTPS_CPU_KERNEL(conv2d_direct_forward_cpu, Conv2dForwardArgs)
+DCTPS_CPU_KERNEL(conv2d_direct_backward_cpu, Conv2dBackwardArgs)
 
 // The same on a GPU, in the tap form; every pointer is to its memory. Bytes of CudaContext::scratch first. The sums over
 // the batch leave dbias out: no product of this kernel needs dy's sums.

@@ -158,8 +158,9 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
   if (algorithm == "dense") return Form::dense;
   if (work.convolution && algorithm == "taps") return Form::taps;
   if (work.convolution && algorithm == "patches") return Form::rows;
+  if (work.convolution && algorithm == "direct") return Form::direct;
   TORCH_CHECK_VALUE(algorithm == "auto" || algorithm == "fast", op, ": algorithm: expected 'auto', 'fast'",
-                    work.convolution ? ", 'taps', 'patches'" : "", " or 'dense', got '", algorithm, "'");
+                    work.convolution ? ", 'taps', 'patches', 'direct'" : "", " or 'dense', got '", algorithm, "'");
   const bool may_be_dense = algorithm == "auto" && !at::globalContext().deterministicAlgorithms() &&
                             work.m * work.n <= kMostEntries;
 #ifdef DCTPS_WITH_CUDA

@@ -22,12 +22,12 @@ struct LayerWork {
   int64_t pixels_per_row = 1;  // of a convolution: seen pixels for each patch, more than 1 with strides
 };
 
-// How a layer is computed: row by row (patch by patch) with an FFT; by taps (a convolution only, tap_plan.h); or with a
-// materialised W.
-enum class Form { rows, taps, dense };
+// How a layer is computed: row by row (patch by patch) with an FFT; a convolution also by taps (tap_plan.h), or directly
+// with a W of few entries; or with a materialised W by torch.
+enum class Form { rows, taps, direct, dense };
 
-// What algorithm="auto", "fast" or "dense" means for that work on x's device; for a convolution also "patches" and
-// "taps", the two forms that "fast" chooses from. Any other word is an error. "auto" is "fast" under
+// What algorithm="auto", "fast" or "dense" means for that work on x's device; for a convolution also "patches",
+// "taps" and "direct", the forms that "fast" chooses from. Any other word is an error. "auto" is "fast" under
 // torch.use_deterministic_algorithms, because torch's products do not promise bits across batches and threads.
 Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& work, const Tensor& x);
 
