@@ -26,19 +26,21 @@ constexpr int64_t kSummedPixels = 32;
 
 // Sums that are held in registers: vectors of lanes by pixels, of outputs ...
 template <bool Shared>
-constexpr int kVectors = !Shared              ? 2
-                         : kVectorBytes == 64 ? 4
-                                              : 2;
+constexpr int kVectors = Shared && kVectorBytes == 64 ? 4 : 2;
 template <bool Shared>
-constexpr int kPixels = Shared && kVectorBytes == 64 ? 6 : 4;
-// ... and vectors of lanes by taps, of W's gradient; pixels by channels, of dx where lanes are summed.
+constexpr int kPixels = kVectorBytes < 64 ? 4
+                        : Shared          ? 6
+                                          : 8;
+// ... and vectors of lanes by taps, of W's gradient.
 template <bool Shared>
 constexpr int kSummedVectors = Shared ? kVectors<true> : 1;
 template <bool Shared>
 constexpr int kSummedTaps = Shared               ? kPixels<true>
                             : kVectorBytes == 64 ? 16
                                                  : 10;
-constexpr int kReducedPixels = kVectorBytes == 64 ? 4 : 2, kReducedChannels = 4;
+// Channels of dx whose lanes are summed, with as many pixels as make a square.
+template <class A>
+constexpr int kReducedChannels = kLanes<A> < 4 ? kLanes<A> : 4;
 
 // body(integral_constant<int, size>), 1 <= size <= Most.
 template <int Most, class Body>
@@ -53,11 +55,21 @@ DCTPS_INLINE void with_size(int64_t size, const Body& body) {
 // Deals `count` out in parts of about the same size, at most Most: body(first, integral_constant<int, size>).
 template <int Most, class Body>
 DCTPS_INLINE void in_parts(int64_t count, const Body& body) {
-  for (int64_t first = 0; first < count;) {
-    const int64_t parts = ceil_div(count - first, int64_t(Most)), size = ceil_div(count - first, parts);
-    with_size<Most>(size, [&](auto constant) { body(first, constant); });
-    first += size;
+  const int64_t parts = std::max(ceil_div(count, int64_t(Most)), int64_t(1));
+  const int64_t size = count / parts, larger = count % parts;
+  for (int64_t part = 0, first = 0; first < count; ++part) {
+    const int64_t here = size + (part < larger);
+    with_size<Most>(here, [&](auto constant) { body(first, constant); });
+    first += here;
   }
+}
+
+// Hides from the compiler what a pointer is made of: left to itself it keeps one for each of a block's loads, more than
+// there are registers, in the place of one and constant distances.
+template <class A>
+DCTPS_INLINE const A* opaque(const A* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
 }
 
 // ---- tiles of an image
@@ -252,32 +264,33 @@ DCTPS_INLINE auto operand(const A* from) {
 }
 
 template <bool Shared, int Vectors, int Pixels, class A>
-DCTPS_INLINE void sum_block(const Terms& terms, const A* weights, int64_t lane, const A* x, int64_t x_step,
-                            const A* bias, A* y, int64_t y_step) {
+DCTPS_INLINE void sum_block(const Terms& terms, const A* weights, const A* x, int64_t x_step, const A* bias,
+                            A* y, int64_t y_step) {
   constexpr int64_t L = kLanes<A>;
   Vec<A> sums[Pixels][Vectors];
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) {
 #pragma GCC unroll 8
-    for (int p = 0; p < Pixels; ++p) sums[p][v] = bias ? load(bias + lane + v * L) : Vec<A>{};
+    for (int p = 0; p < Pixels; ++p) sums[p][v] = bias ? load(bias + v * L) : Vec<A>{};
   }
   for (const Term& term : terms) {
-    const A* const from = x + term.offset;
+    const A* const from = opaque(x + term.offset);
+    const A* const row = opaque(weights + term.row);
     Vec<A> w[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) w[v] = load(weights + term.row + lane + v * L);
+    for (int v = 0; v < Vectors; ++v) w[v] = load(row + v * L);
 #pragma GCC unroll 8
     for (int p = 0; p < Pixels; ++p) {
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
-        sums[p][v] += w[v] * operand<Shared>(from + p * x_step + (Shared ? 0 : lane + v * L));
+        sums[p][v] += w[v] * operand<Shared>(from + p * x_step + (Shared ? 0 : v * L));
       }
     }
   }
 #pragma GCC unroll 8
   for (int p = 0; p < Pixels; ++p) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) store(y + p * y_step + lane + v * L, sums[p][v]);
+    for (int v = 0; v < Vectors; ++v) store(y + p * y_step + v * L, sums[p][v]);
   }
 }
 
@@ -286,11 +299,12 @@ template <bool Shared, class A>
 void sum_taps(const Terms& terms, const A* weights, int64_t vectors, int64_t rows, int64_t pixels,
               const Grid<const A>& x, const A* bias, const Grid<A>& y) {
   in_parts<kVectors<Shared>>(vectors, [&](int64_t v, auto wide) {
+    const int64_t lane = v * kLanes<A>;
     for (int64_t row = 0; row < rows; ++row) {
       in_parts<kPixels<Shared>>(pixels, [&](int64_t p, auto high) {
         sum_block<Shared, decltype(wide)::value, decltype(high)::value>(
-            terms, weights, v * kLanes<A>, x.first + row * x.row_step + p * x.step, x.step, bias,
-            y.first + row * y.row_step + p * y.step, y.step);
+            terms, weights + lane, x.first + row * x.row_step + p * x.step + (Shared ? 0 : lane), x.step,
+            bias ? bias + lane : nullptr, y.first + row * y.row_step + p * y.step + lane, y.step);
       });
     }
   });
@@ -302,30 +316,32 @@ template <class A>
 void reduce_taps(const Terms& terms, const A* weights, int64_t vectors, int64_t channels, int64_t pitch,
                  int64_t rows, int64_t pixels, const Grid<const A>& dy, const Grid<A>& dx) {
   constexpr int64_t L = kLanes<A>;
-  in_parts<kReducedChannels>(channels, [&](int64_t c, auto wide) {
+  in_parts<kReducedChannels<A>>(channels, [&](int64_t c, auto wide) {
+    constexpr int kWide = decltype(wide)::value;
     for (int64_t row = 0; row < rows; ++row) {
-      in_parts<kReducedPixels>(pixels, [&](int64_t first, auto high) {
+      in_parts<L / kWide>(pixels, [&](int64_t first, auto high) {
+        constexpr int kHigh = decltype(high)::value;
         const A* const from = dy.first + row * dy.row_step + first * dy.step;
         A* const to = dx.first + row * dx.row_step + first * dx.step + c;
-        constexpr int kWide = decltype(wide)::value, kHigh = decltype(high)::value;
-        Vec<A> sums[kHigh][kWide] = {};
+        Vec<A> sums[L] = {};  // [kHigh][kWide]
         for (const Term& term : terms) {
           for (int64_t v = 0; v < vectors; ++v) {
+            const A* const values = opaque(from + term.offset + v * L);
             Vec<A> w[kWide];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int i = 0; i < kWide; ++i) w[i] = load(weights + term.row + (c + i) * pitch + v * L);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int p = 0; p < kHigh; ++p) {
-              const Vec<A> value = load(from + term.offset + p * dy.step + v * L);
-#pragma GCC unroll 8
-              for (int i = 0; i < kWide; ++i) sums[p][i] += w[i] * value;
+              const Vec<A> value = load(values + p * dy.step);
+#pragma GCC unroll 4
+              for (int i = 0; i < kWide; ++i) sums[p * kWide + i] += w[i] * value;
             }
           }
         }
-#pragma GCC unroll 8
+        alignas(Vec<A>) A totals[L];
+        store(totals, sum_lanes<A>(sums));
         for (int p = 0; p < kHigh; ++p) {
-#pragma GCC unroll 8
-          for (int i = 0; i < kWide; ++i) to[p * dx.step + i] = lanes_total<A>(sums[p][i]);
+          for (int i = 0; i < kWide; ++i) to[p * dx.step + i] = totals[p * kWide + i];
         }
       });
     }
