@@ -19,6 +19,8 @@ namespace {
 
 // Of a thread's tile: it stays in the second-level cache.
 constexpr int64_t kTileBytes = 384 << 10;
+// Output rows of a band, unless it is too large otherwise.
+constexpr int64_t kLowBand = 8;
 // Tiles that small batches are cut into, so that threads find some.
 constexpr int64_t kFewestTiles = 16;
 // Pixels whose products are summed in registers before they are added to a tile's: short sums, small errors.
@@ -495,22 +497,32 @@ struct Shape {
 struct Cut {
   int64_t band_rows, bands, block, blocks;
 
-  // bytes(rows, vectors): of a tile. Only where vectors may be split are there several blocks.
+  // bytes(rows, vectors): of a tile. Bands are cut first: pixels that are read whole are read as memory has them. But
+  // not lower than kLowBand, because each reads its neighbours' rows too; then blocks, where vectors may be split.
   template <class Bytes>
   Cut(int64_t batch, int64_t out_height, int64_t vectors, bool may_split, const Bytes& bytes)
-      : band_rows(out_height), block(vectors) {
-    const int64_t narrow = may_split ? std::min(vectors, int64_t(2)) : vectors;
-    while (band_rows > 1 && bytes(band_rows, narrow) > kTileBytes)
-      band_rows = ceil_div(band_rows, int64_t(2));
+      : band_rows(out_height), bands(1), block(vectors), blocks(1) {
+    auto is_too_large = [&] { return bytes(band_rows, block) > kTileBytes; };
+    auto are_too_few = [&] { return batch * bands * blocks < kFewestTiles; };
+    auto cut_bands = [&](int64_t lowest, const auto& wanted) {
+      while (band_rows >= 2 * lowest && wanted()) {
+        bands = ceil_div(out_height, band_rows / 2);
+        band_rows = ceil_div(out_height, bands);
+      }
+    };
+    auto cut_blocks = [&](const auto& wanted) {
+      while (may_split && block >= 4 && wanted()) {
+        blocks = ceil_div(vectors, block / 2);
+        block = ceil_div(vectors, blocks);
+      }
+    };
+    cut_bands(kLowBand, is_too_large);
+    cut_blocks(is_too_large);
+    cut_bands(1, is_too_large);
+    cut_bands(kLowBand, are_too_few);
+    cut_blocks(are_too_few);
     bands = ceil_div(out_height, band_rows);
-    band_rows = ceil_div(out_height, bands);
-    if (may_split) {
-      while (block > narrow && bytes(band_rows, block) > kTileBytes) block = ceil_div(block, int64_t(2));
-      const int64_t wanted = ceil_div(kFewestTiles, batch * bands);
-      block = std::max(std::min(block, ceil_div(vectors, wanted)), narrow);
-    }
     blocks = ceil_div(vectors, block);
-    block = ceil_div(vectors, blocks);
   }
 
   int64_t tiles(int64_t batch) const { return batch * bands * blocks; }
