@@ -76,56 +76,53 @@ DCTPS_INLINE const A* opaque(const A* pointer) {
 
 // ---- tiles of an image
 
-// Rows and columns of an image, some of them perhaps outside, where there are zeros: [rows][columns][pitch].
+// Pixels as sums meet them: that of row 0 and column 0, and the steps to the next row, pixel and channel.
+template <class A>
+struct View {
+  A* first;
+  int64_t row_step, step, channel_step;
+
+  View at(int64_t row, int64_t column) const {
+    return {first + row * row_step + column * step, row_step, step, channel_step};
+  }
+  View strided(int64_t row_stride, int64_t stride) const {
+    return {first, row_stride * row_step, stride * step, channel_step};
+  }
+  operator View<const A>() const
+    requires(!std::is_const_v<A>)
+  {
+    return {first, row_step, step, channel_step};
+  }
+};
+
+// Rows of an image, of accumulators: [rows][width][pitch].
 template <class A>
 struct Window {
-  int64_t first_row = 0, first_column = 0, rows = 0, columns = 0, pitch = 0;
+  int64_t first_row = 0, rows = 0, width = 0, pitch = 0;
   A* data = nullptr;
 
-  int64_t values() const { return rows * columns * pitch; }
-  int64_t row_step() const { return columns * pitch; }
-  A* at(int64_t row, int64_t column) const {
-    return data + ((row - first_row) * columns + column - first_column) * pitch;
-  }
+  int64_t values() const { return round_up(rows * width * pitch, kLanes<A>); }
+  A* at(int64_t row, int64_t column) const { return data + ((row - first_row) * width + column) * pitch; }
+  View<A> view() const { return {at(0, 0), width * pitch, pitch, 1}; }
 };
 
-// The part of a window that lies in the image.
-struct Inside {
-  int64_t row_begin, row_end, column_begin, column_end;
-
-  template <class A>
-  Inside(const Window<A>& window, const Images& images)
-      : row_begin(std::max(window.first_row, int64_t(0))),
-        row_end(std::min(window.first_row + window.rows, images.height)),
-        column_begin(std::max(window.first_column, int64_t(0))),
-        column_end(std::min(window.first_column + window.columns, images.width)) {}
-};
-
+// An image from `channel` on, where it may be read and written as it is.
 template <class A>
-void clear_outside(const Window<A>& window, const Inside& inside) {
-  auto clear = [](A* from, A* to) {
-    if (from < to) std::memset(from, 0, size_t(to - from) * sizeof(A));
-  };
-  for (int64_t row = window.first_row; row < window.first_row + window.rows; ++row) {
-    A *const begin = window.at(row, window.first_column), *const end = begin + window.row_step();
-    const bool is_inside =
-        row >= inside.row_begin && row < inside.row_end && inside.column_begin < inside.column_end;
-    clear(begin, is_inside ? window.at(row, inside.column_begin) : end);
-    if (is_inside) clear(window.at(row, inside.column_end), end);
-  }
+View<A> view_of(const Images& images, int64_t image, int64_t channel) {
+  return {static_cast<A*>(images.data) + image * images.image_stride + channel * images.channel_stride,
+          images.row_stride, images.column_stride, images.channel_stride};
 }
 
-// move(element, place in the window, first channel, channels of this vector) for each pixel inside and each vector of
-// `count` channels from `channel` on, where a pixel's channels are neighbours in memory.
+// move(element, place in the window, channels) for each pixel and each vector of `count` channels from `channel` on,
+// where a pixel's channels are neighbours in memory.
 template <class E, class A, class Move>
 DCTPS_INLINE void each_pixel(const Images& images, int64_t image, int64_t channel, int64_t count,
-                             const Window<A>& window, const Inside& inside, const Move& move) {
+                             const Window<A>& window, const Move& move) {
   constexpr int64_t L = kLanes<A>;
-  for (int64_t row = inside.row_begin; row < inside.row_end; ++row) {
-    E* element = static_cast<E*>(images.data) + image * images.image_stride + row * images.row_stride +
-                 inside.column_begin * images.column_stride + channel;
-    A* place = window.at(row, inside.column_begin);
-    for (int64_t column = inside.column_begin; column < inside.column_end; ++column) {
+  for (int64_t row = window.first_row; row < window.first_row + window.rows; ++row) {
+    E* element = view_of<E>(images, image, channel).at(row, 0).first;
+    A* place = window.at(row, 0);
+    for (int64_t column = 0; column < window.width; ++column) {
       for (int64_t c = 0; c < count; c += L) move(element + c, place + c, int(std::min(L, count - c)));
       element += images.column_stride;
       place += window.pitch;
@@ -133,34 +130,23 @@ DCTPS_INLINE void each_pixel(const Images& images, int64_t image, int64_t channe
   }
 }
 
-// The other layouts: move(lanes, first, pixels, places) for squares of a vector of channels by `pixels` pixels, which
-// are those from element `first` of the lanes on. Squares go on from row to row where memory does.
+// The other layouts: move(lanes, first, pixels, place) for squares of a vector of channels by `pixels` pixels, which are
+// those from element `first` of the lanes on. Squares go on from row to row where memory does.
 template <class E, class A, class Move>
 void each_square(const Images& images, int64_t image, int64_t channel, int64_t count, const Window<A>& window,
-                 const Inside& inside, const Move& move) {
+                 const Move& move) {
   constexpr int64_t L = kLanes<A>;
-  const bool is_whole = inside.column_begin == 0 && inside.column_end == images.width &&
-                        images.row_stride == images.width * images.column_stride;
-  const int64_t columns = inside.column_end - inside.column_begin;
-  const int64_t rows_of_line = is_whole ? inside.row_end - inside.row_begin : 1;
+  const bool goes_on = images.row_stride == images.width * images.column_stride;
+  const int64_t lines = goes_on ? 1 : window.rows, pixels = window.rows * window.width / lines;
   for (int64_t c = 0; c < count; c += L) {
-    for (int64_t row = inside.row_begin; row < inside.row_end; row += rows_of_line) {
+    for (int64_t line = 0; line < lines; ++line) {
+      const View<E> from = view_of<E>(images, image, channel + c).at(window.first_row + line, 0);
       Lanes<E> lanes;
       lanes.stride = images.column_stride;
-      E* const line = static_cast<E*>(images.data) + image * images.image_stride + row * images.row_stride +
-                      inside.column_begin * images.column_stride;
-      for (int64_t l = 0; l < L; ++l) {
-        lanes.lane[l] = c + l < count ? line + (channel + c + l) * images.channel_stride : nullptr;
-      }
-      int64_t r = row, column = inside.column_begin;
-      for (int64_t first = 0; first < rows_of_line * columns; first += L) {
-        A* places[L];
-        const int64_t pixels = std::min(L, rows_of_line * columns - first);
-        for (int64_t i = 0; i < pixels; ++i) {
-          places[i] = window.at(r, column) + c;
-          if (++column == inside.column_end) column = inside.column_begin, ++r;
-        }
-        move(lanes, first, int(pixels), places);
+      for (int64_t l = 0; l < L; ++l)
+        lanes.lane[l] = c + l < count ? from.first + l * from.channel_step : nullptr;
+      for (int64_t first = 0; first < pixels; first += L) {
+        move(lanes, first, int(std::min(L, pixels - first)), window.at(window.first_row + line, first) + c);
       }
     }
   }
@@ -171,52 +157,48 @@ template <class E>
 void load_window(const Images& images, int64_t image, int64_t channel, int64_t count,
                  const Window<Accumulator<E>>& window) {
   using A = Accumulator<E>;
-  const Inside inside(window, images);
-  clear_outside(window, inside);
   if (has_channels_last(images)) {
-    each_pixel<const E>(images, image, channel, count, window, inside, [](const E* from, A* to, int here) {
+    each_pixel<const E>(images, image, channel, count, window, [](const E* from, A* to, int here) {
       store(to, here == kLanes<A> ? load(from) : load_partial(from, here));
     });
-    return;
+  } else if (window.rows) {
+    each_square<const E>(images, image, channel, count, window,
+                         [&](const Lanes<const E>& lanes, int64_t first, int pixels, A* to) {
+                           Vec<A> square[kLanes<A>];
+                           load_square(lanes, first, pixels, square);
+                           for (int i = 0; i < pixels; ++i) store(to + i * window.pitch, square[i]);
+                         });
   }
-  each_square<const E>(images, image, channel, count, window, inside,
-                       [](const Lanes<const E>& lanes, int64_t first, int pixels, A* const* places) {
-                         Vec<A> square[kLanes<A>];
-                         load_square(lanes, first, pixels, square);
-                         for (int i = 0; i < pixels; ++i) store(places[i], square[i]);
-                       });
 }
 
-// The other way round, all of the window being inside.
+// The other way round.
 template <class E>
 void store_window(const Images& images, int64_t image, int64_t channel, int64_t count,
                   const Window<Accumulator<E>>& window) {
   using A = Accumulator<E>;
-  const Inside inside(window, images);
   if (has_channels_last(images)) {
-    each_pixel<E>(images, image, channel, count, window, inside, [](E* to, const A* from, int here) {
+    each_pixel<E>(images, image, channel, count, window, [](E* to, const A* from, int here) {
       here == kLanes<A> ? store(to, load(from)) : store_partial(to, load(from), here);
     });
-    return;
+  } else if (window.rows) {
+    each_square<E>(images, image, channel, count, window,
+                   [&](const Lanes<E>& lanes, int64_t first, int pixels, const A* from) {
+                     Vec<A> square[kLanes<A>] = {};
+                     for (int i = 0; i < pixels; ++i) square[i] = load(from + i * window.pitch);
+                     store_square(lanes, first, pixels, square);
+                   });
   }
-  each_square<E>(images, image, channel, count, window, inside,
-                 [](const Lanes<E>& lanes, int64_t first, int pixels, A* const* places) {
-                   Vec<A> square[kLanes<A>] = {};
-                   for (int i = 0; i < pixels; ++i) square[i] = load(places[i]);
-                   store_square(lanes, first, pixels, square);
-                 });
 }
 
-// The same with single channels side by side, pitch of them.
+// move(element, place in the window) for each value of a window of single channels side by side, pitch of them.
 template <class E, class A, class Move>
 DCTPS_INLINE void each_value(const Images& images, int64_t image, int64_t channel, const Window<A>& window,
-                             const Inside& inside, const Move& move) {
+                             const Move& move) {
   for (int64_t c = 0; c < window.pitch; ++c) {
-    for (int64_t row = inside.row_begin; row < inside.row_end; ++row) {
-      E* element = static_cast<E*>(images.data) + image * images.image_stride + row * images.row_stride +
-                   inside.column_begin * images.column_stride + (channel + c) * images.channel_stride;
-      A* place = window.at(row, inside.column_begin) + c;
-      for (int64_t column = inside.column_begin; column < inside.column_end; ++column) {
+    for (int64_t row = window.first_row; row < window.first_row + window.rows; ++row) {
+      E* element = view_of<E>(images, image, channel + c).at(row, 0).first;
+      A* place = window.at(row, 0) + c;
+      for (int64_t column = 0; column < window.width; ++column) {
         move(*element, *place);
         element += images.column_stride;
         place += window.pitch;
@@ -225,35 +207,102 @@ DCTPS_INLINE void each_value(const Images& images, int64_t image, int64_t channe
   }
 }
 
-// What the terms of an output are read from: values that lanes share, or a lane's own.
-template <bool Shared, class E>
-void load_x(const Images& images, int64_t image, int64_t channel, int64_t count,
-            const Window<Accumulator<E>>& window) {
-  using A = Accumulator<E>;
-  if constexpr (Shared) {
-    const Inside inside(window, images);
-    clear_outside(window, inside);
-    each_value<const E>(images, image, channel, window, inside,
-                        [](const E& from, A& to) { to = to_accumulator(from); });
-  } else {
-    load_window<E>(images, image, channel, count, window);
+// ---- where taps lie inside of the image
+
+// One axis of the kernel: output k sees position origin + k * step of the source by each of its taps.
+struct TapsOfAxis {
+  struct Tap {
+    int64_t number, origin;
+  };
+  std::vector<Tap> taps;
+  int64_t step, outputs, size;  // size: of the source
+
+  // Neighbouring outputs whose taps first_tap .. end_tap - 1 lie inside, and no others.
+  struct Span {
+    int64_t first, count;
+    size_t first_tap, end_tap;
+  };
+  std::vector<Span> spans() const {
+    std::vector<Span> result;
+    for (int64_t k = 0; k < outputs; ++k) {
+      auto is_inside = [&](const Tap& tap) {
+        const int64_t at = tap.origin + k * step;
+        return at >= 0 && at < size;
+      };
+      const auto first = std::find_if(taps.begin(), taps.end(), is_inside);
+      const auto end = std::find_if_not(first, taps.end(), is_inside);
+      const Span span{k, 1, size_t(first - taps.begin()), size_t(end - taps.begin())};
+      if (!result.empty() && result.back().first_tap == span.first_tap &&
+          result.back().end_tap == span.end_tap) {
+        ++result.back().count;
+      } else {
+        result.push_back(span);
+      }
+    }
+    return result;
   }
-}
+};
 
-// ---- sums over taps
-
-// A place in the kernel: how far its value is from that of the first one, and where its row of W begins.
+// A place in the kernel: how far its value is from that of the source's position output * step, and where its row of W
+// begins.
 struct Term {
   int64_t offset, row;
 };
-using Terms = std::vector<Term>;
-
-// Rows of pixels as sums meet them: the first one, and the steps to the next row and pixel.
-template <class A>
-struct Grid {
-  A* first;
-  int64_t row_step, step;
+struct Terms {
+  const Term *begin_, *end_;
+  const Term* begin() const { return begin_; }
+  const Term* end() const { return end_; }
+  int64_t size() const { return end_ - begin_; }
 };
+
+// The outputs in rectangles that see the same terms, so that no zeros are added and no border is tested for.
+struct Regions {
+  struct Region {
+    TapsOfAxis::Span rows, columns;
+    size_t first_term, end_term;
+  };
+  std::vector<Region> regions;
+  std::vector<Term> terms;
+  int64_t row_step, column_step;
+
+  // `channels`: of which each is a term; rows of W are `pitch` apart, those of taps all_channels of them.
+  template <class A>
+  Regions(const TapsOfAxis& rows, const TapsOfAxis& columns, int64_t kernel_width, const View<A>& source,
+          int64_t channels, int64_t all_channels, int64_t pitch)
+      : row_step(rows.step), column_step(columns.step) {
+    const auto column_spans = columns.spans();
+    for (const auto& r : rows.spans()) {
+      for (const auto& c : column_spans) {
+        const size_t first = terms.size();
+        for (size_t a = r.first_tap; a < r.end_tap; ++a) {
+          for (size_t b = c.first_tap; b < c.end_tap; ++b) {
+            const auto &y = rows.taps[a], &x = columns.taps[b];
+            for (int64_t channel = 0; channel < channels; ++channel) {
+              terms.push_back(
+                  {y.origin * source.row_step + x.origin * source.step + channel * source.channel_step,
+                   ((y.number * kernel_width + x.number) * all_channels + channel) * pitch});
+            }
+          }
+        }
+        regions.push_back({r, c, first, terms.size()});
+      }
+    }
+  }
+
+  // body(terms, first row, rows, first column, columns) for the outputs in rows begin .. end - 1.
+  template <class Body>
+  DCTPS_INLINE void each(int64_t begin, int64_t end, const Body& body) const {
+    for (const Region& region : regions) {
+      const int64_t first = std::max(begin, region.rows.first);
+      const int64_t last = std::min(end, region.rows.first + region.rows.count);
+      if (first >= last) continue;
+      body(Terms{terms.data() + region.first_term, terms.data() + region.end_term}, first, last - first,
+           region.columns.first, region.columns.count);
+    }
+  }
+};
+
+// ---- sums over taps
 
 // One value for all lanes, or a lane's own.
 template <bool Shared, class A>
@@ -266,8 +315,8 @@ DCTPS_INLINE auto operand(const A* from) {
 }
 
 template <bool Shared, int Vectors, int Pixels, class A>
-DCTPS_INLINE void sum_block(const Terms& terms, const A* weights, const A* x, int64_t x_step, const A* bias,
-                            A* y, int64_t y_step) {
+DCTPS_INLINE void sum_block(Terms terms, const A* weights, const A* x, int64_t x_step, const A* bias, A* y,
+                            int64_t y_step) {
   constexpr int64_t L = kLanes<A>;
   Vec<A> sums[Pixels][Vectors];
 #pragma GCC unroll 8
@@ -298,8 +347,8 @@ DCTPS_INLINE void sum_block(const Terms& terms, const A* weights, const A* x, in
 
 // y = bias + sum over terms of weights times x at its offset, for all pixels and lanes.
 template <bool Shared, class A>
-void sum_taps(const Terms& terms, const A* weights, int64_t vectors, int64_t rows, int64_t pixels,
-              const Grid<const A>& x, const A* bias, const Grid<A>& y) {
+void sum_taps(Terms terms, const A* weights, int64_t vectors, int64_t rows, int64_t pixels,
+              const View<const A>& x, const A* bias, const View<A>& y) {
   in_parts<kVectors<Shared>>(vectors, [&](int64_t v, auto wide) {
     const int64_t lane = v * kLanes<A>;
     for (int64_t row = 0; row < rows; ++row) {
@@ -315,8 +364,8 @@ void sum_taps(const Terms& terms, const A* weights, int64_t vectors, int64_t row
 // The transpose where lanes share a value: dx = sum over terms, channels and lanes of weights times dy. W's row of
 // channel c is `pitch` behind that of c - 1.
 template <class A>
-void reduce_taps(const Terms& terms, const A* weights, int64_t vectors, int64_t channels, int64_t pitch,
-                 int64_t rows, int64_t pixels, const Grid<const A>& dy, const Grid<A>& dx) {
+void reduce_taps(Terms terms, const A* weights, int64_t vectors, int64_t channels, int64_t pitch,
+                 int64_t rows, int64_t pixels, const View<const A>& dy, const View<A>& dx) {
   constexpr int64_t L = kLanes<A>;
   in_parts<kReducedChannels<A>>(channels, [&](int64_t c, auto wide) {
     constexpr int kWide = decltype(wide)::value;
@@ -324,7 +373,7 @@ void reduce_taps(const Terms& terms, const A* weights, int64_t vectors, int64_t 
       in_parts<L / kWide>(pixels, [&](int64_t first, auto high) {
         constexpr int kHigh = decltype(high)::value;
         const A* const from = dy.first + row * dy.row_step + first * dy.step;
-        A* const to = dx.first + row * dx.row_step + first * dx.step + c;
+        A* const to = dx.first + row * dx.row_step + first * dx.step;
         Vec<A> sums[L] = {};  // [kHigh][kWide]
         for (const Term& term : terms) {
           for (int64_t v = 0; v < vectors; ++v) {
@@ -343,22 +392,22 @@ void reduce_taps(const Terms& terms, const A* weights, int64_t vectors, int64_t 
         alignas(Vec<A>) A totals[L];
         store(totals, sum_lanes<A>(sums));
         for (int p = 0; p < kHigh; ++p) {
-          for (int i = 0; i < kWide; ++i) to[p * dx.step + i] = totals[p * kWide + i];
+          for (int i = 0; i < kWide; ++i) to[p * dx.step + (c + i) * dx.channel_step] = totals[p * kWide + i];
         }
       });
     }
   });
 }
 
-// sums[t] += sum over pixels of dy times x at the offset of term t: W's gradient, in rows `pitch` apart.
+// W's gradient: sums += sum over pixels of dy times x, for each term in its row.
 template <bool Shared, class A>
-void sum_products(const Terms& terms, int64_t vectors, int64_t rows, int64_t pixels, const Grid<const A>& x,
-                  const Grid<const A>& dy, A* sums, int64_t pitch) {
+void sum_products(Terms terms, int64_t vectors, int64_t rows, int64_t pixels, const View<const A>& x,
+                  const View<const A>& dy, A* sums) {
   constexpr int64_t L = kLanes<A>;
   const int64_t rows_at_a_time = std::max(kSummedPixels / pixels, int64_t(1));
   in_parts<kSummedVectors<Shared>>(vectors, [&](int64_t v, auto wide) {
     const int64_t lane = v * L;
-    in_parts<kSummedTaps<Shared>>(int64_t(terms.size()), [&](int64_t first, auto high) {
+    in_parts<kSummedTaps<Shared>>(terms.size(), [&](int64_t first, auto high) {
       constexpr int kWide = decltype(wide)::value, kTaps = decltype(high)::value;
       for (int64_t row = 0; row < rows; row += rows_at_a_time) {
         Vec<A> products[kTaps][kWide] = {};
@@ -366,7 +415,7 @@ void sum_products(const Terms& terms, int64_t vectors, int64_t rows, int64_t pix
           const A* from[kTaps];
 #pragma GCC unroll 16
           for (int t = 0; t < kTaps; ++t) {
-            from[t] = x.first + r * x.row_step + terms[size_t(first + t)].offset + (Shared ? 0 : lane);
+            from[t] = x.first + r * x.row_step + terms.begin()[first + t].offset + (Shared ? 0 : lane);
           }
           const A* gradient = dy.first + r * dy.row_step + lane;
           for (int64_t p = 0; p < pixels; ++p, gradient += dy.step) {
@@ -386,7 +435,7 @@ void sum_products(const Terms& terms, int64_t vectors, int64_t rows, int64_t pix
         for (int t = 0; t < kTaps; ++t) {
 #pragma GCC unroll 8
           for (int i = 0; i < kWide; ++i) {
-            A* const to = sums + (first + t) * pitch + lane + i * L;
+            A* const to = sums + terms.begin()[first + t].row + lane + i * L;
             store(to, load(to) + products[t][i]);
           }
         }
@@ -397,7 +446,7 @@ void sum_products(const Terms& terms, int64_t vectors, int64_t rows, int64_t pix
 
 // sums += sum over pixels of dy
 template <class A>
-void sum_pixels(int64_t vectors, int64_t rows, int64_t pixels, const Grid<const A>& dy, A* sums) {
+void sum_pixels(int64_t vectors, int64_t rows, int64_t pixels, const View<const A>& dy, A* sums) {
   constexpr int64_t L = kLanes<A>;
   in_parts<4>(vectors, [&](int64_t v, auto wide) {
     constexpr int kWide = decltype(wide)::value;
@@ -472,24 +521,29 @@ struct Shape {
     return matrix;
   }
 
-  // The terms of an output, in W's order, for an x of the pitch and the row step of a window.
-  Terms terms(const Window<A>& x) const {
-    Terms result;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t tap = i / channels, a = tap / g.kernel_width, b = tap % g.kernel_width;
-      result.push_back(
-          {a * g.dilation_y * x.row_step() + b * g.dilation_x * x.pitch + i % channels, i * pitch});
-    }
-    return result;
+  // Outputs and x.
+  Regions regions(const View<const A>& x) const {
+    auto axis = [](int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, int64_t outputs,
+                   int64_t size) {
+      TapsOfAxis result{{}, stride, outputs, size};
+      for (int64_t t = 0; t < kernel; ++t) result.taps.push_back({t, t * dilation - padding});
+      return result;
+    };
+    return {axis(g.kernel_height, g.stride_y, g.padding_y, g.dilation_y, out_height, height),
+            axis(g.kernel_width, g.stride_x, g.padding_x, g.dilation_x, out_width, width),
+            g.kernel_width,
+            x,
+            shared ? channels : 1,
+            channels,
+            pitch};
   }
 
-  // What outputs in rows first .. end - 1 see of x.
+  // The rows that some tap of rows first .. end - 1 sees, at `out` times as many rows and beyond.
   Window<A> seen(int64_t first, int64_t end, int64_t x_pitch) const {
-    return {.first_row = first * g.stride_y - g.padding_y,
-            .first_column = -g.padding_x,
-            .rows = (end - first - 1) * g.stride_y + (g.kernel_height - 1) * g.dilation_y + 1,
-            .columns = (out_width - 1) * g.stride_x + (g.kernel_width - 1) * g.dilation_x + 1,
-            .pitch = x_pitch};
+    const int64_t from = std::clamp(first * g.stride_y - g.padding_y, int64_t(0), height);
+    const int64_t to = std::clamp(
+        (end - 1) * g.stride_y - g.padding_y + (g.kernel_height - 1) * g.dilation_y + 1, from, height);
+    return {.first_row = from, .rows = to - from, .width = width, .pitch = x_pitch};
   }
 };
 
@@ -526,36 +580,50 @@ struct Cut {
   }
 
   int64_t tiles(int64_t batch) const { return batch * bands * blocks; }
+
+  // body(first, end) for the rows of each band.
+  template <class Body>
+  void each_band(int64_t out_height, const Body& body) const {
+    for (int64_t first = 0; first < out_height; first += band_rows)
+      body(first, std::min(first + band_rows, out_height));
+  }
 };
 
-struct TileNumber {
-  int64_t image, band, block;
+struct Tile {
+  int64_t image, block;
+  int64_t first, end;            // rows of outputs
+  int64_t lane, count, vectors;  // of a section
 
-  TileNumber(int64_t number, const Cut& cut)
+  Tile(int64_t number, const Cut& cut, int64_t out_height, int64_t lanes, int64_t vector_lanes)
       : image(number / cut.blocks / cut.bands),
-        band(number / cut.blocks % cut.bands),
-        block(number % cut.blocks) {}
+        block(number % cut.blocks),
+        first(number / cut.blocks % cut.bands * cut.band_rows),
+        end(std::min(first + cut.band_rows, out_height)),
+        lane(block * cut.block * vector_lanes),
+        count(std::min(cut.block * vector_lanes, lanes - lane)),
+        vectors(ceil_div(count, vector_lanes)) {}
 };
 
-// Whether sums may be stored right to the images: pixels of whole vectors of accumulators.
-template <class E>
-bool takes_sums(const Images& images, int64_t lanes) {
-  return std::is_same_v<E, Accumulator<E>> && has_channels_last(images) &&
-         lanes % kLanes<Accumulator<E>> == 0;
+// Whether images serve as they are: of accumulators, and pixels of whole vectors where lanes are their channels.
+template <bool Shared, class E>
+bool is_read_in_place(const Images& images, int64_t lanes) {
+  return std::is_same_v<E, Accumulator<E>> &&
+         (Shared || (has_channels_last(images) && lanes % kLanes<Accumulator<E>> == 0));
 }
 
-template <class A, class T>
-Grid<A> grid_of(const Window<T>& window, int64_t row, int64_t column, int64_t row_stride = 1,
-                int64_t stride = 1) {
-  return {window.at(row, column), row_stride * window.row_step(), stride * window.pitch};
-}
-
-template <class A>
-Grid<A> grid_of(const Images& images, int64_t image, int64_t channel, int64_t row, int64_t column,
-                int64_t row_stride = 1, int64_t stride = 1) {
-  return {static_cast<A*>(images.data) + image * images.image_stride + row * images.row_stride +
-              column * images.column_stride + channel,
-          row_stride * images.row_stride, stride * images.column_stride};
+// What terms are read from: the image itself, or its window, loaded.
+template <bool Shared, class E>
+View<const Accumulator<E>> source_view(const Images& images, int64_t image, int64_t channel, int64_t count,
+                                       bool copies, const Window<Accumulator<E>>& window) {
+  using A = Accumulator<E>;
+  if (!copies) return view_of<const A>(images, image, channel);
+  if constexpr (Shared) {
+    each_value<const E>(images, image, channel, window,
+                        [](const E& from, A& to) { to = to_accumulator(from); });
+  } else {
+    load_window<E>(images, image, channel, count, window);
+  }
+  return window.view();
 }
 
 // ---------------------------------------------------------------------------------------------------- forward
@@ -570,40 +638,48 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
   A* const bias = args.bias ? reinterpret_cast<A*>(padded_bias.data()) : nullptr;
   for (int64_t k = 0; k < shape.m && bias; ++k) bias[shape.place(k)] = static_cast<const A*>(args.bias)[k];
 
-  const bool stores_sums = takes_sums<E>(args.y, shape.lanes);
+  const bool copies_x = !is_read_in_place<Shared, E>(args.x, shape.lanes);
+  const bool copies_y = !is_read_in_place<false, E>(args.y, shape.lanes);
   auto windows = [&](int64_t first, int64_t end, int64_t vectors) {
-    const Window<A> y{.first_row = first,
-                      .rows = stores_sums ? 0 : end - first,
-                      .columns = shape.out_width,
-                      .pitch = vectors * L};
-    return std::pair{shape.seen(first, end, Shared ? shape.channels : vectors * L), y};
+    return std::pair{
+        shape.seen(first, end, Shared ? shape.channels : vectors * L),
+        Window<A>{.first_row = first, .rows = end - first, .width = shape.out_width, .pitch = vectors * L}};
   };
   const Cut cut(args.batch, shape.out_height, shape.vectors, true, [&](int64_t rows, int64_t vectors) {
     const auto [x, y] = windows(0, rows, vectors);
     return (x.values() + y.values()) * int64_t(sizeof(A));
   });
-  const auto [most_x, most_y] = windows(0, cut.band_rows, cut.block);
-  const int64_t x_values = round_up(most_x.values(), L), values = x_values + most_y.values();
-  const Terms terms = shape.terms(most_x);
+  int64_t x_values = 0, y_values = 0;
+  cut.each_band(shape.out_height, [&](int64_t first, int64_t end) {
+    const auto [x, y] = windows(first, end, cut.block);
+    if (copies_x) x_values = std::max(x_values, x.values());
+    if (copies_y) y_values = std::max(y_values, y.values());
+  });
+  const View<const A> any_x =
+      copies_x ? windows(0, cut.band_rows, cut.block).first.view() : view_of<const A>(args.x, 0, 0);
+  const Regions regions = shape.regions(any_x);
 
   parallel_chunks(cut.tiles(args.batch), [&] {
-    A* const memory = static_cast<A*>(thread_workspace(size_t(values) * sizeof(A)));
+    A* const memory = static_cast<A*>(thread_workspace(size_t(x_values + y_values) * sizeof(A)));
     return [&, memory](int64_t number) {
-      const TileNumber tile(number, cut);
-      const int64_t first = tile.band * cut.band_rows,
-                    end = std::min(first + cut.band_rows, shape.out_height);
-      const int64_t lane = tile.block * cut.block * L, count = std::min(cut.block * L, shape.lanes - lane);
-      auto [x, y] = windows(first, end, cut.block);
-      x.data = memory, y.data = memory + x_values;
+      const Tile tile(number, cut, shape.out_height, shape.lanes, L);
+      auto [x_window, y_window] = windows(tile.first, tile.end, cut.block);
+      x_window.data = memory, y_window.data = memory + x_values;
       for (int64_t section = 0; section < shape.sections(); ++section) {
-        load_x<Shared, E>(args.x, tile.image, Shared ? section * shape.channels : lane, count, x);
-        const int64_t place = section * shape.vectors * L + lane, filter = section * shape.lanes + lane;
-        sum_taps<Shared>(
-            terms, weights + place, ceil_div(count, L), end - first, shape.out_width,
-            grid_of<const A>(x, x.first_row, x.first_column, shape.g.stride_y, shape.g.stride_x),
-            bias ? bias + place : nullptr,
-            stores_sums ? grid_of<A>(args.y, tile.image, filter, first, 0) : grid_of<A>(y, first, 0));
-        if (!stores_sums) store_window<E>(args.y, tile.image, filter, count, y);
+        const int64_t place = section * shape.vectors * L + tile.lane,
+                      filter = section * shape.lanes + tile.lane;
+        const View<const A> x =
+            source_view<Shared, E>(args.x, tile.image, Shared ? section * shape.channels : tile.lane,
+                                   tile.count, copies_x, x_window);
+        const View<A> y = copies_y ? y_window.view() : view_of<A>(args.y, tile.image, filter);
+        regions.each(tile.first, tile.end,
+                     [&](Terms terms, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+                       sum_taps<Shared>(terms, weights + place, tile.vectors, rows, columns,
+                                        x.at(row * regions.row_step, column * regions.column_step)
+                                            .strided(regions.row_step, regions.column_step),
+                                        bias ? bias + place : nullptr, y.at(row, column));
+                     });
+        if (copies_y) store_window<E>(args.y, tile.image, filter, tile.count, y_window);
       }
     };
   });
@@ -611,41 +687,22 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
 
 // --------------------------------------------------------------------------------------------------- backward
 
-// Pixels of dx a stride apart, which see the same taps.
+// Pixels of dx a stride apart see the same taps of dy.
 struct Phase {
-  int64_t row, column;  // of the first one in the padded image
-  Terms terms;          // of dy
-
-  // The first one from `first` on, at distance `padding` from the padded image's edge.
-  static int64_t next(int64_t phase, int64_t first, int64_t padding, int64_t stride) {
-    return first + ((phase - first - padding) % stride + stride) % stride;
-  }
+  int64_t row, column;  // of the first one
+  Regions regions;
 };
 
-template <class E>
-std::vector<Phase> phases_of(const Shape<E>& shape, const Window<Accumulator<E>>& dy) {
-  const ConvGeometry& g = shape.g;
-  std::vector<Phase> phases;
-  for (int64_t row = 0; row < g.stride_y; ++row) {
-    for (int64_t column = 0; column < g.stride_x; ++column) {
-      Phase phase{row, column, {}};
-      for (int64_t tap = 0; tap < g.kernel_height * g.kernel_width; ++tap) {
-        const int64_t y = tap / g.kernel_width * g.dilation_y, x = tap % g.kernel_width * g.dilation_x;
-        if (y % g.stride_y != row || x % g.stride_x != column) continue;
-        phase.terms.push_back({-(y / g.stride_y * dy.row_step() + x / g.stride_x * dy.pitch),
-                               tap * shape.channels * shape.pitch});
-      }
-      phases.push_back(std::move(phase));
-    }
+// The taps that pixels first, first + stride, ... of an axis are seen by, and where in dy.
+inline TapsOfAxis taps_of_phase(int64_t first, int64_t kernel, int64_t stride, int64_t padding,
+                                int64_t dilation, int64_t inputs, int64_t outputs) {
+  TapsOfAxis axis{{}, 1, ceil_div(std::max(inputs - first, int64_t(0)), stride), outputs};
+  for (int64_t t = 0; t < kernel; ++t) {
+    const int64_t from = first + padding - t * dilation;
+    if (from % stride == 0) axis.taps.push_back({t, from / stride});
   }
-  return phases;
+  return axis;
 }
-
-// What a tile of the backward pass holds.
-template <class A>
-struct BackwardWindows {
-  Window<A> x, dy, dx;
-};
 
 template <bool Shared, class E>
 void backward(const Conv2dBackwardArgs& args, const Shape<E>& shape) {
@@ -655,118 +712,123 @@ void backward(const Conv2dBackwardArgs& args, const Shape<E>& shape) {
   const bool wants_dx = args.dx.data, wants_weights = args.sums.dvalues || args.sums.dalpha;
   const std::vector<Vec<A>> matrix = wants_dx ? shape.weights(args.alpha, args.s) : std::vector<Vec<A>>();
   const A* const weights = reinterpret_cast<const A*>(matrix.data());
-  const bool stores_sums = !Shared && takes_sums<E>(args.dx, shape.lanes);
+  const bool copies_dy = !is_read_in_place<false, E>(args.dy, shape.lanes);
+  const bool copies_x = wants_weights && !is_read_in_place<Shared, E>(args.x, shape.lanes);
+  const bool copies_dx = wants_dx && !is_read_in_place<Shared, E>(args.dx, shape.lanes);
 
   // Of output rows first .. end - 1, and of as many rows of dx.
+  struct Windows {
+    Window<A> x, dy, dx;
+  };
   auto windows = [&](int64_t first, int64_t end, int64_t vectors) {
-    BackwardWindows<A> result;
-    result.x = shape.seen(first, end, Shared ? shape.channels : vectors * L);
-    if (!wants_weights) result.x.rows = 0;
+    const int64_t pitch = Shared ? shape.channels : vectors * L;
     const int64_t dx_first = std::min(first * g.stride_y, shape.height);
     const int64_t dx_end = end == shape.out_height ? shape.height : std::min(end * g.stride_y, shape.height);
-    int64_t dy_first = first, dy_end = end, dy_left = 0, dy_right = shape.out_width;
-    if (wants_dx) {
-      result.dx = {.first_row = dx_first,
-                   .rows = dx_end - dx_first,
-                   .columns = shape.width,
-                   .pitch = Shared ? shape.channels : vectors * L};
-      if (dx_first < dx_end) {
-        dy_first = std::min(dy_first, (dx_first + g.padding_y) / g.stride_y -
-                                          (g.kernel_height - 1) * g.dilation_y / g.stride_y);
-        dy_end = std::max(dy_end, (dx_end - 1 + g.padding_y) / g.stride_y + 1);
-      }
-      dy_left =
-          std::min(dy_left, g.padding_x / g.stride_x - (g.kernel_width - 1) * g.dilation_x / g.stride_x);
-      dy_right = std::max(dy_right, (shape.width - 1 + g.padding_x) / g.stride_x + 1);
+    int64_t dy_first = first, dy_end = end;
+    if (wants_dx && dx_first < dx_end) {
+      const int64_t reach = (g.kernel_height - 1) * g.dilation_y;
+      dy_first = std::clamp((dx_first + g.padding_y - reach) / g.stride_y, int64_t(0), first);
+      dy_end = std::clamp((dx_end - 1 + g.padding_y) / g.stride_y + 1, end, shape.out_height);
     }
-    result.dy = {.first_row = dy_first,
-                 .first_column = dy_left,
-                 .rows = dy_end - dy_first,
-                 .columns = dy_right - dy_left,
-                 .pitch = vectors * L};
-    return result;
+    return Windows{
+        shape.seen(first, end, pitch),
+        {.first_row = dy_first, .rows = dy_end - dy_first, .width = shape.out_width, .pitch = vectors * L},
+        {.first_row = dx_first, .rows = dx_end - dx_first, .width = shape.width, .pitch = pitch}};
   };
   // Where lanes share values, dx is a sum over all of them.
   const Cut cut(args.batch, shape.out_height, shape.vectors, !Shared, [&](int64_t rows, int64_t vectors) {
-    const BackwardWindows<A> w = windows(0, rows, vectors);
-    return (w.x.values() + w.dy.values() + (stores_sums ? 0 : w.dx.values())) * int64_t(sizeof(A));
+    const Windows w = windows(0, rows, vectors);
+    return (w.x.values() + w.dy.values() + w.dx.values()) * int64_t(sizeof(A));
   });
   int64_t x_values = 0, dy_values = 0, dx_values = 0;
-  for (int64_t band = 0; band < cut.bands; ++band) {
-    const int64_t first = band * cut.band_rows;
-    const auto w = windows(first, std::min(first + cut.band_rows, shape.out_height), cut.block);
-    x_values = std::max(x_values, round_up(w.x.values(), L));
-    dy_values = std::max(dy_values, round_up(w.dy.values(), L));
-    if (!stores_sums) dx_values = std::max(dx_values, round_up(w.dx.values(), L));
+  cut.each_band(shape.out_height, [&](int64_t first, int64_t end) {
+    const Windows w = windows(first, end, cut.block);
+    if (copies_x) x_values = std::max(x_values, w.x.values());
+    if (copies_dy) dy_values = std::max(dy_values, w.dy.values());
+    if (copies_dx) dx_values = std::max(dx_values, w.dx.values());
+  });
+  const Windows any = windows(0, cut.band_rows, cut.block);
+  const Regions regions =
+      shape.regions(copies_x ? View<const A>(any.x.view()) : view_of<const A>(args.x, 0, 0));
+  std::vector<Phase> phases;
+  for (int64_t row = 0; row < g.stride_y && wants_dx; ++row) {
+    for (int64_t column = 0; column < g.stride_x; ++column) {
+      phases.push_back({row, column,
+                        Regions(taps_of_phase(row, g.kernel_height, g.stride_y, g.padding_y, g.dilation_y,
+                                              shape.height, shape.out_height),
+                                taps_of_phase(column, g.kernel_width, g.stride_x, g.padding_x, g.dilation_x,
+                                              shape.width, shape.out_width),
+                                g.kernel_width, copies_dy ? any.dy.view() : view_of<A>(args.dy, 0, 0), 1,
+                                shape.channels, shape.pitch)});
+    }
   }
-  const BackwardWindows<A> any = windows(0, cut.band_rows, cut.block);
-  const Terms terms = shape.terms(any.x);
-  const std::vector<Phase> phases = phases_of(shape, any.dy);
 
   // Rows of W's gradient, and dy's sums as one more.
-  const int64_t tile_pitch = Shared ? shape.pitch : cut.block * L, sum_rows = shape.n + 1;
-  std::vector<A> sums(size_t(sum_rows * shape.pitch));
-  OrderedSections sections(int(cut.blocks));
+  const int64_t sum_values = (shape.n + 1) * shape.pitch;
+  std::vector<A> sums(static_cast<size_t>(sum_values));
+  OrderedSections turns(int(cut.blocks));
   parallel_chunks(cut.tiles(args.batch), [&] {
-    const int64_t values = x_values + dy_values + dx_values + sum_rows * tile_pitch;
-    A* const memory = static_cast<A*>(thread_workspace(size_t(values) * sizeof(A)));
+    A* const memory =
+        static_cast<A*>(thread_workspace(size_t(x_values + dy_values + dx_values + sum_values) * sizeof(A)));
     return [&, memory](int64_t number) {
-      const TileNumber tile(number, cut);
-      const int64_t first = tile.band * cut.band_rows,
-                    end = std::min(first + cut.band_rows, shape.out_height);
-      const int64_t lane = tile.block * cut.block * L, count = std::min(cut.block * L, shape.lanes - lane);
-      const int64_t vectors = ceil_div(count, L);
-      BackwardWindows<A> w = windows(first, end, cut.block);
+      const Tile tile(number, cut, shape.out_height, shape.lanes, L);
+      Windows w = windows(tile.first, tile.end, cut.block);
       w.x.data = memory, w.dy.data = memory + x_values, w.dx.data = w.dy.data + dy_values;
       A* const tile_sums = w.dx.data + dx_values;
-      std::memset(tile_sums, 0, size_t(sum_rows * tile_pitch) * sizeof(A));
+      std::memset(tile_sums, 0, size_t(sum_values) * sizeof(A));
       for (int64_t section = 0; section < shape.sections(); ++section) {
-        const int64_t place = section * shape.vectors * L, channel = section * shape.channels + lane;
-        load_window<E>(args.dy, tile.image, section * shape.lanes + lane, count, w.dy);
-        const Grid<const A> dy = grid_of<const A>(w.dy, first, 0);
+        const int64_t place = section * shape.vectors * L + tile.lane;
+        const int64_t channel = Shared ? section * shape.channels : tile.lane;
+        const View<const A> dy = source_view<false, E>(args.dy, tile.image, section * shape.lanes + tile.lane,
+                                                       tile.count, copies_dy, w.dy);
+        const View<const A> dy_rows = dy.at(tile.first, 0);
         if (args.sums.dbias) {
-          sum_pixels(vectors, end - first, shape.out_width, dy, tile_sums + shape.n * tile_pitch + place);
+          sum_pixels(tile.vectors, tile.end - tile.first, shape.out_width, dy_rows,
+                     tile_sums + shape.n * shape.pitch + place);
         }
         if (wants_weights) {
-          load_x<Shared, E>(args.x, tile.image, channel, count, w.x);
-          sum_products<Shared>(terms, vectors, end - first, shape.out_width,
-                               grid_of<const A>(w.x, w.x.first_row, w.x.first_column, g.stride_y, g.stride_x),
-                               dy, tile_sums + place, tile_pitch);
+          const View<const A> x =
+              source_view<Shared, E>(args.x, tile.image, channel, tile.count, copies_x, w.x);
+          regions.each(tile.first, tile.end,
+                       [&](Terms terms, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+                         sum_products<Shared>(
+                             terms, tile.vectors, rows, columns,
+                             x.at(row * g.stride_y, column * g.stride_x).strided(g.stride_y, g.stride_x),
+                             dy.at(row, column), tile_sums + place);
+                       });
         }
         if (!wants_dx) continue;
-        const int64_t dx_end = w.dx.first_row + w.dx.rows;
+        const View<A> dx = copies_dx ? w.dx.view() : view_of<A>(args.dx, tile.image, channel);
         for (const Phase& phase : phases) {
-          const int64_t row = Phase::next(phase.row, w.dx.first_row, g.padding_y, g.stride_y);
-          const int64_t column = Phase::next(phase.column, 0, g.padding_x, g.stride_x);
-          if (row >= dx_end || column >= shape.width) continue;
-          const int64_t rows = ceil_div(dx_end - row, g.stride_y);
-          const int64_t pixels = ceil_div(shape.width - column, g.stride_x);
-          const Grid<const A> from =
-              grid_of<const A>(w.dy, (row + g.padding_y) / g.stride_y, (column + g.padding_x) / g.stride_x);
-          const Grid<A> to =
-              stores_sums ? grid_of<A>(args.dx, tile.image, channel, row, column, g.stride_y, g.stride_x)
-                          : grid_of<A>(w.dx, row, column, g.stride_y, g.stride_x);
-          if constexpr (Shared) {
-            reduce_taps(phase.terms, weights + place, vectors, shape.channels, shape.pitch, rows, pixels,
-                        from, to);
-          } else {
-            sum_taps<false>(phase.terms, weights + lane, vectors, rows, pixels, from,
-                            static_cast<const A*>(nullptr), to);
-          }
+          auto number_of = [&](int64_t row) {  // of the phase's rows before this one
+            return ceil_div(std::max(row - phase.row, int64_t(0)), g.stride_y);
+          };
+          phase.regions.each(number_of(w.dx.first_row), number_of(w.dx.first_row + w.dx.rows),
+                             [&](Terms terms, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+                               const View<A> to =
+                                   dx.at(phase.row + row * g.stride_y, phase.column + column * g.stride_x)
+                                       .strided(g.stride_y, g.stride_x);
+                               if constexpr (Shared) {
+                                 reduce_taps(terms, weights + place, tile.vectors, shape.channels,
+                                             shape.pitch, rows, columns, dy.at(row, column), to);
+                               } else {
+                                 sum_taps<false>(terms, weights + place, tile.vectors, rows, columns,
+                                                 dy.at(row, column), static_cast<const A*>(nullptr), to);
+                               }
+                             });
         }
+        if (!copies_dx) continue;
         if constexpr (Shared) {
-          each_value<E>(args.dx, tile.image, channel, w.dx, Inside(w.dx, args.dx),
+          each_value<E>(args.dx, tile.image, channel, w.dx,
                         [](E& to, const A& from) { to = from_accumulator<E>(from); });
-        } else if (!stores_sums) {
-          store_window<E>(args.dx, tile.image, channel, count, w.dx);
+        } else {
+          store_window<E>(args.dx, tile.image, channel, tile.count, w.dx);
         }
       }
-      sections.in_turn(int(tile.block), number / cut.blocks, [&] {
-        for (int64_t i = 0; i < sum_rows; ++i) {
-          A* const to = sums.data() + i * shape.pitch + lane;
-          const A* from = tile_sums + i * tile_pitch;
-          const int64_t lanes = Shared ? shape.pitch : vectors * L;
-          for (int64_t l = 0; l < lanes; ++l) to[l] += from[l];
+      turns.in_turn(int(tile.block), number / cut.blocks, [&] {
+        const int64_t lanes = Shared ? shape.pitch : tile.vectors * L;
+        for (int64_t i = tile.lane; i < sum_values; i += shape.pitch) {
+          for (int64_t l = 0; l < lanes; ++l) sums[size_t(i + l)] += tile_sums[i + l];
         }
       });
     };
