@@ -54,17 +54,26 @@ DCTPS_INLINE void with_size(int64_t size, const Body& body) {
   }
 }
 
-// Deals `count` out in parts of about the same size, at most Most: body(first, integral_constant<int, size>).
-template <int Most, class Body>
-DCTPS_INLINE void in_parts(int64_t count, const Body& body) {
-  const int64_t parts = std::max(ceil_div(count, int64_t(Most)), int64_t(1));
-  const int64_t size = count / parts, larger = count % parts;
-  for (int64_t part = 0, first = 0; first < count; ++part) {
-    const int64_t here = size + (part < larger);
-    with_size<Most>(here, [&](auto constant) { body(first, constant); });
-    first += here;
+// `count` in parts of about the same size, at most Most.
+template <int Most>
+struct Parts {
+  int64_t count, size, larger;  // the first `larger` parts have one more
+
+  explicit Parts(int64_t all) : count(all) {
+    const int64_t parts = std::max(ceil_div(all, int64_t(Most)), int64_t(1));
+    size = all / parts, larger = all % parts;
   }
-}
+
+  // body(first, integral_constant<int, size>)
+  template <class Body>
+  DCTPS_INLINE void each(const Body& body) const {
+    for (int64_t part = 0, first = 0; first < count; ++part) {
+      const int64_t here = size + (part < larger);
+      with_size<Most>(here, [&](auto constant) { body(first, constant); });
+      first += here;
+    }
+  }
+};
 
 // Hides from the compiler what a pointer is made of: left to itself it keeps one for each of a block's loads, more than
 // there are registers, in the place of one and constant distances.
@@ -349,16 +358,21 @@ DCTPS_INLINE void sum_block(Terms terms, const A* weights, const A* x, int64_t x
 template <bool Shared, class A>
 void sum_taps(Terms terms, const A* weights, int64_t vectors, int64_t rows, int64_t pixels,
               const View<const A>& x, const A* bias, const View<A>& y) {
-  in_parts<kVectors<Shared>>(vectors, [&](int64_t v, auto wide) {
-    const int64_t lane = v * kLanes<A>;
-    for (int64_t row = 0; row < rows; ++row) {
-      in_parts<kPixels<Shared>>(pixels, [&](int64_t p, auto high) {
+  // Vectors innermost: that is how pixels come from memory.
+  const Parts<kVectors<Shared>> wide_parts(vectors);
+  const Parts<kPixels<Shared>> high_parts(pixels);
+  for (int64_t row = 0; row < rows; ++row) {
+    high_parts.each([&](int64_t p, auto high) {
+      const A* const from = x.first + row * x.row_step + p * x.step;
+      A* const to = y.first + row * y.row_step + p * y.step;
+      wide_parts.each([&](int64_t v, auto wide) {
+        const int64_t lane = v * kLanes<A>;
         sum_block<Shared, decltype(wide)::value, decltype(high)::value>(
-            terms, weights + lane, x.first + row * x.row_step + p * x.step + (Shared ? 0 : lane), x.step,
-            bias ? bias + lane : nullptr, y.first + row * y.row_step + p * y.step + lane, y.step);
+            terms, weights + lane, from + (Shared ? 0 : lane), x.step, bias ? bias + lane : nullptr,
+            to + lane, y.step);
       });
-    }
-  });
+    });
+  }
 }
 
 // The transpose where lanes share a value: dx = sum over terms, channels and lanes of weights times dy. W's row of
@@ -367,10 +381,10 @@ template <class A>
 void reduce_taps(Terms terms, const A* weights, int64_t vectors, int64_t channels, int64_t pitch,
                  int64_t rows, int64_t pixels, const View<const A>& dy, const View<A>& dx) {
   constexpr int64_t L = kLanes<A>;
-  in_parts<kReducedChannels<A>>(channels, [&](int64_t c, auto wide) {
+  Parts<kReducedChannels<A>>(channels).each([&](int64_t c, auto wide) {
     constexpr int kWide = decltype(wide)::value;
     for (int64_t row = 0; row < rows; ++row) {
-      in_parts<L / kWide>(pixels, [&](int64_t first, auto high) {
+      Parts<L / kWide>(pixels).each([&](int64_t first, auto high) {
         constexpr int kHigh = decltype(high)::value;
         const A* const from = dy.first + row * dy.row_step + first * dy.step;
         A* const to = dx.first + row * dx.row_step + first * dx.step;
@@ -405,9 +419,9 @@ void sum_products(Terms terms, int64_t vectors, int64_t rows, int64_t pixels, co
                   const View<const A>& dy, A* sums) {
   constexpr int64_t L = kLanes<A>;
   const int64_t rows_at_a_time = std::max(kSummedPixels / pixels, int64_t(1));
-  in_parts<kSummedVectors<Shared>>(vectors, [&](int64_t v, auto wide) {
+  Parts<kSummedVectors<Shared>>(vectors).each([&](int64_t v, auto wide) {
     const int64_t lane = v * L;
-    in_parts<kSummedTaps<Shared>>(terms.size(), [&](int64_t first, auto high) {
+    Parts<kSummedTaps<Shared>>(terms.size()).each([&](int64_t first, auto high) {
       constexpr int kWide = decltype(wide)::value, kTaps = decltype(high)::value;
       for (int64_t row = 0; row < rows; row += rows_at_a_time) {
         Vec<A> products[kTaps][kWide] = {};
@@ -448,7 +462,7 @@ void sum_products(Terms terms, int64_t vectors, int64_t rows, int64_t pixels, co
 template <class A>
 void sum_pixels(int64_t vectors, int64_t rows, int64_t pixels, const View<const A>& dy, A* sums) {
   constexpr int64_t L = kLanes<A>;
-  in_parts<4>(vectors, [&](int64_t v, auto wide) {
+  Parts<4>(vectors).each([&](int64_t v, auto wide) {
     constexpr int kWide = decltype(wide)::value;
     for (int64_t row = 0; row < rows; ++row) {
       Vec<A> parts[kWide] = {};
