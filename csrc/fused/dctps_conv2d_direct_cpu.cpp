@@ -19,6 +19,8 @@ namespace {
 
 // Of a thread's tile: it stays in the second-level cache.
 constexpr int64_t kTileBytes = 384 << 10;
+// Of W for a tile, which is read for each few pixels: a part of the first-level cache.
+constexpr int64_t kWeightBytes = 12 << 10;
 // Output rows of a band, unless it is too large otherwise.
 constexpr int64_t kLowBand = 8;
 // Tiles that small batches are cut into, so that threads find some.
@@ -359,18 +361,21 @@ template <bool Shared, class A>
 void sum_taps(Terms terms, const A* weights, int64_t vectors, int64_t rows, int64_t pixels,
               const View<const A>& x, const A* bias, const View<A>& y) {
   // Vectors innermost: that is how pixels come from memory.
-  const Parts<kVectors<Shared>> wide_parts(vectors);
-  const Parts<kPixels<Shared>> high_parts(pixels);
+  constexpr int kWide = kVectors<Shared>;
+  const Parts<kPixels<Shared>> parts(pixels);
   for (int64_t row = 0; row < rows; ++row) {
-    high_parts.each([&](int64_t p, auto high) {
+    parts.each([&](int64_t p, auto high) {
       const A* const from = x.first + row * x.row_step + p * x.step;
       A* const to = y.first + row * y.row_step + p * y.step;
-      wide_parts.each([&](int64_t v, auto wide) {
+      auto sum = [&](int64_t v, auto wide) {
         const int64_t lane = v * kLanes<A>;
         sum_block<Shared, decltype(wide)::value, decltype(high)::value>(
             terms, weights + lane, from + (Shared ? 0 : lane), x.step, bias ? bias + lane : nullptr,
             to + lane, y.step);
-      });
+      };
+      int64_t v = 0;
+      for (; v + kWide <= vectors; v += kWide) sum(v, std::integral_constant<int, kWide>{});
+      if (v < vectors) with_size<kWide - 1>(vectors - v, [&](auto wide) { sum(v, wide); });
     });
   }
 }
@@ -568,7 +573,7 @@ struct Cut {
   // bytes(rows, vectors): of a tile. Bands are cut first: pixels that are read whole are read as memory has them. But
   // not lower than kLowBand, because each reads its neighbours' rows too; then blocks, where vectors may be split.
   template <class Bytes>
-  Cut(int64_t batch, int64_t out_height, int64_t vectors, bool may_split, const Bytes& bytes)
+  Cut(int64_t batch, int64_t out_height, int64_t vectors, int64_t terms, bool may_split, const Bytes& bytes)
       : band_rows(out_height), bands(1), block(vectors), blocks(1) {
     auto is_too_large = [&] { return bytes(band_rows, block) > kTileBytes; };
     auto are_too_few = [&] { return batch * bands * blocks < kFewestTiles; };
@@ -584,6 +589,7 @@ struct Cut {
         block = ceil_div(vectors, blocks);
       }
     };
+    cut_blocks([&] { return terms * block * kVectorBytes > kWeightBytes; });
     cut_bands(kLowBand, is_too_large);
     cut_blocks(is_too_large);
     cut_bands(1, is_too_large);
@@ -659,10 +665,11 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
         shape.seen(first, end, Shared ? shape.channels : vectors * L),
         Window<A>{.first_row = first, .rows = end - first, .width = shape.out_width, .pitch = vectors * L}};
   };
-  const Cut cut(args.batch, shape.out_height, shape.vectors, true, [&](int64_t rows, int64_t vectors) {
-    const auto [x, y] = windows(0, rows, vectors);
-    return (x.values() + y.values()) * int64_t(sizeof(A));
-  });
+  const Cut cut(args.batch, shape.out_height, shape.vectors, shape.n, true,
+                [&](int64_t rows, int64_t vectors) {
+                  const auto [x, y] = windows(0, rows, vectors);
+                  return (x.values() + y.values()) * int64_t(sizeof(A));
+                });
   int64_t x_values = 0, y_values = 0;
   cut.each_band(shape.out_height, [&](int64_t first, int64_t end) {
     const auto [x, y] = windows(first, end, cut.block);
@@ -750,10 +757,11 @@ void backward(const Conv2dBackwardArgs& args, const Shape<E>& shape) {
         {.first_row = dx_first, .rows = dx_end - dx_first, .width = shape.width, .pitch = pitch}};
   };
   // Where lanes share values, dx is a sum over all of them.
-  const Cut cut(args.batch, shape.out_height, shape.vectors, !Shared, [&](int64_t rows, int64_t vectors) {
-    const Windows w = windows(0, rows, vectors);
-    return (w.x.values() + w.dy.values() + w.dx.values()) * int64_t(sizeof(A));
-  });
+  const Cut cut(args.batch, shape.out_height, shape.vectors, shape.n, !Shared,
+                [&](int64_t rows, int64_t vectors) {
+                  const Windows w = windows(0, rows, vectors);
+                  return (w.x.values() + w.dy.values() + w.dx.values()) * int64_t(sizeof(A));
+                });
   int64_t x_values = 0, dy_values = 0, dx_values = 0;
   cut.each_band(shape.out_height, [&](int64_t first, int64_t end) {
     const Windows w = windows(first, end, cut.block);
