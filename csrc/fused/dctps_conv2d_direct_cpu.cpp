@@ -19,6 +19,7 @@ namespace {
 
 // Of a thread's tile: it stays in the second-level cache.
 constexpr int64_t kTileBytes = 384 << 10;
+constexpr int64_t kCacheBytes = 1 << 20;
 // Of W for a tile, which is read for each few pixels: a part of the first-level cache.
 constexpr int64_t kWeightBytes = 12 << 10;
 // Output rows of a band, unless it is too large otherwise.
@@ -180,6 +181,15 @@ void load_window(const Images& images, int64_t image, int64_t channel, int64_t c
                            for (int i = 0; i < pixels; ++i) store(to + i * window.pitch, square[i]);
                          });
   }
+}
+
+// Fetches what is read in place, for the next tile: lines of many pixels are not fetched by themselves in time.
+template <class E>
+DCTPS_INLINE void fetch_window(const Images& images, int64_t image, int64_t channel, int64_t count,
+                               const Window<Accumulator<E>>& window) {
+  if (!has_channels_last(images)) return;
+  each_pixel<const E>(images, image, channel, count, window,
+                      [](const E* from, Accumulator<E>*, int) { __builtin_prefetch(from, 0, 2); });
 }
 
 // The other way round.
@@ -631,6 +641,12 @@ bool is_read_in_place(const Images& images, int64_t lanes) {
          (Shared || (has_channels_last(images) && lanes % kLanes<Accumulator<E>> == 0));
 }
 
+// Whether images are more than the second-level cache holds.
+template <class E>
+bool is_large(const Images& images, int64_t batch) {
+  return batch * images.channels * images.height * images.width * int64_t(sizeof(E)) > kCacheBytes;
+}
+
 // What terms are read from: the image itself, or its window, loaded.
 template <bool Shared, class E>
 View<const Accumulator<E>> source_view(const Images& images, int64_t image, int64_t channel, int64_t count,
@@ -680,12 +696,19 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
       copies_x ? windows(0, cut.band_rows, cut.block).first.view() : view_of<const A>(args.x, 0, 0);
   const Regions regions = shape.regions(any_x);
 
+  const int64_t workers = max_workers();
+  const bool fetches_x = !Shared && !copies_x && is_large<E>(args.x, args.batch);
   parallel_chunks(cut.tiles(args.batch), [&] {
     A* const memory = static_cast<A*>(thread_workspace(size_t(x_values + y_values) * sizeof(A)));
     return [&, memory](int64_t number) {
       const Tile tile(number, cut, shape.out_height, shape.lanes, L);
       auto [x_window, y_window] = windows(tile.first, tile.end, cut.block);
       x_window.data = memory, y_window.data = memory + x_values;
+      if (fetches_x && number + workers < cut.tiles(args.batch)) {
+        const Tile next(number + workers, cut, shape.out_height, shape.lanes, L);
+        fetch_window<E>(args.x, next.image, next.lane, next.count,
+                        windows(next.first, next.end, cut.block).first);
+      }
       for (int64_t section = 0; section < shape.sections(); ++section) {
         const int64_t place = section * shape.vectors * L + tile.lane,
                       filter = section * shape.lanes + tile.lane;
