@@ -4,11 +4,13 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <tuple>
 
 #include "common/device.h"
+#include "common/integers.h"
 #include "dct/dct.h"
 #include "plan/plan.h"
 
@@ -26,18 +28,56 @@ struct Costs {
   double dense_call = 4000, dense_entry = 1.0;              // once: build W
   double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
   double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 4, entry = 0.6;  // 16 rows
-  double tap_product = 0.28, tap_value = 2.2, tap_filter = 6, tap_group = 120;          // 16 rows
+  double tap_product = 0.28, tap_value = 2.2, tap_filter = 6, tap_group = 20;           // 16 rows
+  // Of torch's convolutions: a group, if not depthwise; a filter's tap in a backward pass; depthwise, a filter and its
+  // taps.
+  double dense_group = 64, dense_tap = 3, depthwise_filter = 4, depthwise = 0.27;
+  // Direct: once; 16 rows; a product, with full vectors or one alone; depthwise, a filter and its taps.
+  double direct_call = 6000, direct_tile = 60, direct = 0.17, direct_narrow = 0.3;
+  double direct_filter = 1.5, direct_depthwise = 0.38;
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
 constexpr int64_t kMostEntries = 1 << 20;
+// The direct form is for groups of few values, and small W where lanes lie along the groups.
+constexpr int64_t kMostDirectValues = 64, kMostDirectEntries = 1 << 16;
+constexpr int64_t kDirectLanes = 16;  // of a vector
+
+bool is_depthwise(const TapShape& shape) { return shape.channels == 1 && shape.filters == shape.groups; }
 
 double dense_cost(const LayerWork& w) {
   const Costs c;
+  const TapShape* conv = w.convolution;
   const double entries = double(w.m) * double(w.n), products = w.is_backward ? 2 : 1;
-  const double rate = w.convolution ? c.convolution : c.gemm;
-  return c.dense_call + c.dense_entry * entries +
-         double(w.rows) / kTileRows * products * (c.dense_tile + rate * entries);
+  double tile = c.dense_tile + (conv ? c.convolution : c.gemm) * entries;
+  if (conv && is_depthwise(*conv)) {
+    tile = c.depthwise_filter * double(w.m) + c.depthwise * entries;
+  } else if (conv && conv->groups > 1) {
+    tile += c.dense_group * double(conv->groups);
+  }
+  const double backward = conv && w.is_backward ? c.dense_tap * entries / double(conv->channels) : 0;
+  return c.dense_call + c.dense_entry * entries + double(w.rows) / kTileRows * (products * tile + backward);
+}
+
+// Infinite where the form is not meant for the shape.
+double direct_cost(const LayerWork& w) {
+  const Costs c;
+  const TapShape* conv = w.convolution;
+  const bool is_known = conv && !conv->is_pointwise() && w.m * w.n <= kMostDirectEntries &&
+                        (is_depthwise(*conv) || w.n <= kMostDirectValues);
+  if (!is_known) return std::numeric_limits<double>::infinity();
+  const double n = double(w.n), tiles = std::max(double(w.rows) / kTileRows, 1.0);
+  double tile;
+  if (is_depthwise(*conv)) {
+    tile = (c.direct_filter + c.direct_depthwise * n) * double(round_up(w.m, kDirectLanes));
+  } else {
+    const int64_t lanes = round_up(w.m / conv->groups, kDirectLanes);
+    const double rate = lanes == kDirectLanes ? c.direct_narrow : c.direct;
+    tile = double(conv->groups) * (c.direct_tile + rate * n * double(lanes));
+    if (w.is_backward) tile *= 1.5;  // dx is summed over lanes
+  }
+  const double products = w.is_backward ? 2 : 1;
+  return products * (c.direct_call + tiles * tile) + c.dense_entry * double(w.m) * n;
 }
 
 double rows_cost(const LayerWork& w) {
@@ -160,7 +200,8 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
   if (work.convolution && algorithm == "patches") return Form::rows;
   if (work.convolution && algorithm == "direct") return Form::direct;
   TORCH_CHECK_VALUE(algorithm == "auto" || algorithm == "fast", op, ": algorithm: expected 'auto', 'fast'",
-                    work.convolution ? ", 'taps', 'patches', 'direct'" : "", " or 'dense', got '", algorithm, "'");
+                    work.convolution ? ", 'taps', 'patches', 'direct'" : "", " or 'dense', got '", algorithm,
+                    "'");
   const bool may_be_dense = algorithm == "auto" && !at::globalContext().deterministicAlgorithms() &&
                             work.m * work.n <= kMostEntries;
 #ifdef DCTPS_WITH_CUDA
@@ -177,9 +218,10 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
 #endif
   static_cast<void>(x);
   const double rows = rows_cost(work);
-  const double taps = work.convolution ? taps_cost(work) : rows;
-  if (may_be_dense && dense_cost(work) < std::min(rows, taps)) return Form::dense;
-  return taps < rows ? Form::taps : Form::rows;
+  const double taps = work.convolution ? taps_cost(work) : rows, direct = direct_cost(work);
+  const double least = std::min({rows, taps, direct});
+  if (may_be_dense && dense_cost(work) < least) return Form::dense;
+  return least == direct ? Form::direct : taps < rows ? Form::taps : Form::rows;
 }
 
 Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like, int64_t taps) {
