@@ -14,7 +14,7 @@ import dctps_ext
 from dctps_ext import _C, reference
 from tests.checks import DTYPES, assert_accurate, random_support, relative_error
 
-# What is promised of bits and memory is promised of algorithm="fast", which is one of two forms.
+# What is promised of bits and memory is promised of algorithm="fast", which is one of these forms.
 dctps_conv2d = functools.partial(dctps_ext.dctps_conv2d, algorithm="fast")
 FORMS = ("taps", "patches", "direct")
 
@@ -405,12 +405,14 @@ def test_auto_never_takes_the_fast_form_where_it_is_known_to_lose():
         n = kernel * kernel * channels // groups
         layer = dctps_ext.DCTpSConv2d(channels, filters, kernel, groups=groups, nnz=filters * n // 100)
         with torch.profiler.profile() as profile:
-            layer(torch.randn(2, channels, 16, 16))
+            layer(torch.randn(8, channels, 32, 32))
         return any("convolution" in event.name for event in profile.events())
 
-    assert is_dense(3, 64, 3)  # the first layer of a network
-    assert is_dense(32, 32, 3, groups=32)  # depthwise
     assert is_dense(16, 64, 1)
+    assert is_dense(32, 32, 7, groups=32)  # depthwise, with many taps
+    assert not is_dense(32, 32, 3, groups=32)
+    assert not is_dense(3, 64, 3)  # the first layer of a network
+    assert not is_dense(64, 64, 3, groups=32)
     assert not is_dense(32, 32, 3)
     assert not is_dense(512, 512, 3)
 

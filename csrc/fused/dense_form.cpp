@@ -25,8 +25,9 @@ namespace {
 // Only their ratios matter, and those hold on other machines within about a half, as wide as the band in which both
 // forms are about as fast.
 struct Costs {
-  double dense_call = 4000, dense_entry = 1.0;              // once: build W
-  double dense_tile = 70, gemm = 0.34, convolution = 0.17;  // 16 rows, per entry of W
+  double dense_call = 4000, dense_entry = 1.0;    // once: build W
+  double dense_tile = 70, gemm = 0.34;            // 16 rows, per entry of W
+  double dense_pixels = 100, convolution = 0.17;  // the same of a convolution
   double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 4, entry = 0.6;  // 16 rows
   double tap_product = 0.28, tap_value = 2.2, tap_filter = 6, tap_group = 20;           // 16 rows
   // Of torch's convolutions: a group, if not depthwise; a filter's tap in a backward pass; depthwise, a filter and its
@@ -34,7 +35,7 @@ struct Costs {
   double dense_group = 64, dense_tap = 3, depthwise_filter = 4, depthwise = 0.27;
   // Direct: once; 16 rows; a product, with full vectors or one alone; depthwise, a filter and its taps.
   double direct_call = 6000, direct_tile = 60, direct = 0.17, direct_narrow = 0.3;
-  double direct_filter = 1.5, direct_depthwise = 0.38;
+  double direct_filter = 1, direct_depthwise = 0.38;
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
@@ -49,7 +50,7 @@ double dense_cost(const LayerWork& w) {
   const Costs c;
   const TapShape* conv = w.convolution;
   const double entries = double(w.m) * double(w.n), products = w.is_backward ? 2 : 1;
-  double tile = c.dense_tile + (conv ? c.convolution : c.gemm) * entries;
+  double tile = conv ? c.dense_pixels + c.convolution * entries : c.dense_tile + c.gemm * entries;
   if (conv && is_depthwise(*conv)) {
     tile = c.depthwise_filter * double(w.m) + c.depthwise * entries;
   } else if (conv && conv->groups > 1) {
