@@ -151,8 +151,9 @@ def dctps_conv2d(
         stride, padding, dilation, groups: as for ``torch.nn.functional.conv2d``; ``padding`` may also be
             "same" or "valid".
         kernel_size: kh and kw, or one integer for both.
-        algorithm: "fast" never forms W, by one of two forms: "taps" transforms each pixel once, for all the
-            patches that it is in, and sums over the kernel's rows and columns; "patches" transforms patches.
+        algorithm: "fast" is one of three forms: "taps" transforms each pixel once, for all the patches that
+            it is in, and sums over the kernel's rows and columns; "patches" transforms patches; "direct", for
+            depthwise convolutions and patches of few values, forms W for this call and sums over taps.
             "dense" forms W for this call and uses torch's own convolution: faster for small or not so sparse
             layers, but then the bits of a result depend on torch, the batch and the threads. "auto" takes the
             one that a measured rule on the sizes expects to be faster.

@@ -34,8 +34,9 @@ struct Costs {
   // taps.
   double dense_group = 64, dense_tap = 3, depthwise_filter = 4, depthwise = 0.27;
   // Direct: once; 16 rows; a product, with full vectors or one alone; depthwise, a filter and its taps.
-  double direct_call = 6000, direct_tile = 60, direct = 0.17, direct_narrow = 0.3;
-  double direct_filter = 1, direct_depthwise = 0.38;
+  double direct_call = 6000, direct_tile = 60, direct = 0.17, direct_narrow = 0.25;
+  double direct_backward = 1.5;  // dx is summed over lanes
+  double direct_filter = 1, direct_depthwise = 0.36;
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
@@ -75,7 +76,7 @@ double direct_cost(const LayerWork& w) {
     const int64_t lanes = round_up(w.m / conv->groups, kDirectLanes);
     const double rate = lanes == kDirectLanes ? c.direct_narrow : c.direct;
     tile = double(conv->groups) * (c.direct_tile + rate * n * double(lanes));
-    if (w.is_backward) tile *= 1.5;  // dx is summed over lanes
+    if (w.is_backward) tile *= c.direct_backward;
   }
   const double products = w.is_backward ? 2 : 1;
   return products * (c.direct_call + tiles * tile) + c.dense_entry * double(w.m) * n;
