@@ -43,6 +43,7 @@ GEOMETRIES = {
     "dilated": (4, 9, (3, 3), dict(dilation=2, padding=2)),
     "grouped": (8, 6, (3, 3), dict(groups=2, padding=1)),
     "depthwise": (8, 8, (3, 3), dict(groups=8, padding=1)),
+    "depthwise_vectors": (48, 48, (3, 3), dict(groups=48, stride=(2, 1), padding=(1, 2))),
     "depthwise_multiplier": (4, 12, (3, 3), dict(groups=4, padding=1)),
     "asymmetric": (3, 10, (2, 5), dict(stride=(1, 2), padding=(2, 0), dilation=(3, 1))),
     "same": (3, 5, (3, 3), dict(padding="same")),
@@ -249,7 +250,7 @@ def test_an_unbatched_image(device):
     assert torch.equal(dctps_conv2d(x[1], values, support, alpha, bias, **keywords), whole[1])
 
 
-@pytest.mark.parametrize("name", ["3x3", "1x1", "grouped", "strided"])
+@pytest.mark.parametrize("name", ["3x3", "1x1", "grouped", "strided", "depthwise"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(device, form, name, dtype, threads):
@@ -302,6 +303,32 @@ def test_a_forward_holds_no_im2col_matrix(threads, form, channels, size, most):
     allocated = sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0)
     assert allocated == y.nbytes
     assert dctps_ext._C.workspace_peak_bytes() - held <= most
+
+
+@pytest.mark.parametrize("channels, filters, groups", [(96, 96, 96), (3, 64, 1)])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_small_groups_are_direct_and_hold_a_tile(threads, channels, filters, groups, channels_last):
+    """Backward too. The tile is the same for images of 112x112, which are 4.6 MiB of 96 channels."""
+    threads(1)
+    geometry = (channels, filters, (3, 3), dict(padding=1, groups=groups))
+    x, values, support, alpha, bias, keywords = operands(
+        geometry, torch.float32, 2, density=0.1, height=112, width=112
+    )
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    leaves = [t.requires_grad_() for t in (x, values, alpha, bias)]
+    results = {}
+    for form in ("fast", "direct"):
+        y = dctps_conv2d(*leaves[:2], support, *leaves[2:], **keywords, algorithm=form)
+        dy = torch.ones_like(y)
+        dctps_ext._C.release_workspace()
+        dctps_ext._C.reset_workspace_peak()
+        held = dctps_ext._C.workspace_bytes()
+        dctps_conv2d(*leaves[:2], support, *leaves[2:], **keywords, algorithm=form)
+        gradients = torch.autograd.grad(y, leaves, dy)
+        assert dctps_ext._C.workspace_peak_bytes() - held <= 2**19
+        results[form] = y, *gradients
+    for fast, direct in zip(results["fast"], results["direct"], strict=True):
+        assert torch.equal(fast, direct)
 
 
 def test_the_factors_of_a_shape_are_counted_and_shared_by_its_layers():

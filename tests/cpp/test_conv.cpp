@@ -1,5 +1,5 @@
-// Native tests of the convolution: both forms against plain sums over taps, on every instruction set; the thin factors
-// of the tap form and their cache.
+// Native tests of the convolution: its forms against plain sums over taps, on every instruction set; the thin factors of
+// the tap form and their cache.
 #include <algorithm>
 #include <cmath>
 
@@ -41,8 +41,16 @@ int64_t place(const Images& i, int64_t image, int64_t channel, int64_t row, int6
   return image * i.image_stride + channel * i.channel_stride + row * i.row_stride + column * i.column_stride;
 }
 
+struct Form {
+  void (*forward)(const Conv2dForwardArgs&);
+  void (*backward)(const Conv2dBackwardArgs&);
+};
+constexpr Form kForms[] = {{conv2d_forward_cpu, conv2d_backward_cpu},
+                           {conv2d_taps_forward_cpu, conv2d_taps_backward_cpu},
+                           {conv2d_direct_forward_cpu, conv2d_direct_backward_cpu}};
+
 template <class T>
-void test_against_plain_sums(const Problem& p, DType dtype, bool last, bool by_taps) {
+void test_against_plain_sums(const Problem& p, DType dtype, bool last, const Form& form) {
   const ConvGeometry& g = p.g;
   const int64_t n = p.n(), m = p.filters, q = m > n ? m : n, oh = p.out_height(), ow = p.out_width();
   auto x = check::values<T>(p.batch * p.channels * p.height * p.width, 1);
@@ -110,8 +118,8 @@ void test_against_plain_sums(const Problem& p, DType dtype, bool last, bool by_t
       .s = s,
       .sums = {
           .scratch = scratch.data(), .dvalues = dvalues.data(), .dalpha = &dalpha, .dbias = dbias.data()}};
-  by_taps ? conv2d_taps_forward_cpu(forward) : conv2d_forward_cpu(forward);
-  by_taps ? conv2d_taps_backward_cpu(backward) : conv2d_backward_cpu(backward);
+  form.forward(forward);
+  form.backward(backward);
 
   const int64_t group_channels = p.channels / g.groups, group_filters = m / g.groups;
   std::vector<double> want_dx(x.size()), want_dweight(size_t(m * n)), want_dbias(static_cast<size_t>(m));
@@ -209,18 +217,19 @@ void test_counts_of_the_notes() {
 
 int main() {
   const Problem problems[] = {
-      {2, 6, 5, 7, 6, {3, 3, 1, 1, 1, 1, 1, 1, 1}},   {3, 40, 70, 5, 9, {3, 3, 1, 1, 1, 1, 1, 1, 1}},
-      {2, 5, 24, 6, 7, {1, 1, 1, 1, 0, 0, 1, 1, 1}},  {1, 8, 12, 11, 9, {3, 2, 2, 3, 1, 2, 2, 1, 2}},
-      {2, 3, 90, 9, 9, {2, 4, 1, 1, 0, 3, 1, 1, 1}},  {2, 4, 8, 8, 8, {3, 3, 2, 2, 1, 1, 1, 1, 4}},
-      {5, 64, 64, 4, 4, {3, 3, 1, 1, 1, 1, 1, 1, 1}}, {1, 2, 3, 40, 50, {5, 7, 1, 1, 2, 3, 1, 1, 1}},
+      {2, 6, 5, 7, 6, {3, 3, 1, 1, 1, 1, 1, 1, 1}},    {3, 40, 70, 5, 9, {3, 3, 1, 1, 1, 1, 1, 1, 1}},
+      {2, 5, 24, 6, 7, {1, 1, 1, 1, 0, 0, 1, 1, 1}},   {1, 8, 12, 11, 9, {3, 2, 2, 3, 1, 2, 2, 1, 2}},
+      {2, 3, 90, 9, 9, {2, 4, 1, 1, 0, 3, 1, 1, 1}},   {2, 4, 8, 8, 8, {3, 3, 2, 2, 1, 1, 1, 1, 4}},
+      {5, 64, 64, 4, 4, {3, 3, 1, 1, 1, 1, 1, 1, 1}},  {1, 2, 3, 40, 50, {5, 7, 1, 1, 2, 3, 1, 1, 1}},
+      {2, 48, 48, 9, 7, {3, 3, 1, 1, 1, 1, 1, 1, 48}}, {1, 37, 37, 60, 70, {3, 5, 2, 1, 1, 2, 1, 1, 37}},
   };
   for (Isa isa : available_isas()) {
     set_isa(isa);
     for (const Problem& problem : problems) {
       for (bool last : {false, true}) {
-        for (bool by_taps : {false, true}) {
-          test_against_plain_sums<double>(problem, DType::f64, last, by_taps);
-          test_against_plain_sums<float>(problem, DType::f32, last, by_taps);
+        for (const Form& form : kForms) {
+          test_against_plain_sums<double>(problem, DType::f64, last, form);
+          test_against_plain_sums<float>(problem, DType::f32, last, form);
         }
       }
     }
