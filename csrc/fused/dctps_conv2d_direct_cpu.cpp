@@ -19,7 +19,7 @@ namespace {
 
 // Of a thread's tile: it stays in the second-level cache.
 constexpr int64_t kTileBytes = 384 << 10;
-constexpr int64_t kCacheBytes = 1 << 20;
+constexpr int64_t kCacheBytes = 1 << 20;  // of the second-level cache
 // Of W for a tile, which is read for each few pixels: a part of the first-level cache.
 constexpr int64_t kWeightBytes = 12 << 10;
 // Output rows of a band, unless it is too large otherwise.
@@ -181,15 +181,6 @@ void load_window(const Images& images, int64_t image, int64_t channel, int64_t c
                            for (int i = 0; i < pixels; ++i) store(to + i * window.pitch, square[i]);
                          });
   }
-}
-
-// Fetches what is read in place, for the next tile: lines of many pixels are not fetched by themselves in time.
-template <class E>
-DCTPS_INLINE void fetch_window(const Images& images, int64_t image, int64_t channel, int64_t count,
-                               const Window<Accumulator<E>>& window) {
-  if (!has_channels_last(images)) return;
-  each_pixel<const E>(images, image, channel, count, window,
-                      [](const E* from, Accumulator<E>*, int) { __builtin_prefetch(from, 0, 2); });
 }
 
 // The other way round.
@@ -366,10 +357,11 @@ DCTPS_INLINE void sum_block(Terms terms, const A* weights, const A* x, int64_t x
   }
 }
 
-// y = bias + sum over terms of weights times x at its offset, for all pixels and lanes.
+// y = bias + sum over terms of weights times x at its offset, for all pixels and lanes. fetches: what the last term sees
+// in the next row, which would not be fetched in time by itself.
 template <bool Shared, class A>
 void sum_taps(Terms terms, const A* weights, int64_t vectors, int64_t rows, int64_t pixels,
-              const View<const A>& x, const A* bias, const View<A>& y) {
+              const View<const A>& x, const A* bias, const View<A>& y, bool fetches = false) {
   // Vectors innermost: that is how pixels come from memory.
   constexpr int kWide = kVectors<Shared>;
   const Parts<kPixels<Shared>> parts(pixels);
@@ -379,6 +371,12 @@ void sum_taps(Terms terms, const A* weights, int64_t vectors, int64_t rows, int6
       A* const to = y.first + row * y.row_step + p * y.step;
       auto sum = [&](int64_t v, auto wide) {
         const int64_t lane = v * kLanes<A>;
+        if (fetches && terms.size()) {
+          const A* next = from + (Shared ? 0 : lane) + (terms.end() - 1)->offset + x.row_step;
+          for (int i = 0; i < decltype(high)::value; ++i, next += x.step) {
+            for (int64_t k = 0; k < decltype(wide)::value; ++k) __builtin_prefetch(next + k * kLanes<A>);
+          }
+        }
         sum_block<Shared, decltype(wide)::value, decltype(high)::value>(
             terms, weights + lane, from + (Shared ? 0 : lane), x.step, bias ? bias + lane : nullptr,
             to + lane, y.step);
@@ -696,7 +694,6 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
       copies_x ? windows(0, cut.band_rows, cut.block).first.view() : view_of<const A>(args.x, 0, 0);
   const Regions regions = shape.regions(any_x);
 
-  const int64_t workers = max_workers();
   const bool fetches_x = !Shared && !copies_x && is_large<E>(args.x, args.batch);
   parallel_chunks(cut.tiles(args.batch), [&] {
     A* const memory = static_cast<A*>(thread_workspace(size_t(x_values + y_values) * sizeof(A)));
@@ -704,11 +701,6 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
       const Tile tile(number, cut, shape.out_height, shape.lanes, L);
       auto [x_window, y_window] = windows(tile.first, tile.end, cut.block);
       x_window.data = memory, y_window.data = memory + x_values;
-      if (fetches_x && number + workers < cut.tiles(args.batch)) {
-        const Tile next(number + workers, cut, shape.out_height, shape.lanes, L);
-        fetch_window<E>(args.x, next.image, next.lane, next.count,
-                        windows(next.first, next.end, cut.block).first);
-      }
       for (int64_t section = 0; section < shape.sections(); ++section) {
         const int64_t place = section * shape.vectors * L + tile.lane,
                       filter = section * shape.lanes + tile.lane;
@@ -721,7 +713,7 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
                        sum_taps<Shared>(terms, weights + place, tile.vectors, rows, columns,
                                         x.at(row * regions.row_step, column * regions.column_step)
                                             .strided(regions.row_step, regions.column_step),
-                                        bias ? bias + place : nullptr, y.at(row, column));
+                                        bias ? bias + place : nullptr, y.at(row, column), fetches_x);
                      });
         if (copies_y) store_window<E>(args.y, tile.image, filter, tile.count, y_window);
       }
