@@ -330,6 +330,22 @@ def test_a_rows_result_does_not_depend_on_the_rest_of_the_batch(device, m, n, ro
     assert torch.equal(dctps_ext.idct(x, m)[row], dctps_ext.idct(x[row], m))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m,n", [(64, 97), (97, 64), (16, 16)])
+def test_rows_that_share_their_look_at_a_dense_support_have_the_bits_of_each_alone(
+    backend, m, n, dtype, threads
+):
+    """From 8 entries a row of S on, whole tiles of rows go through S two at a time."""
+    threads(1)
+    x, values, support, alpha, bias = operands(m, n, dtype, nnz=min(12 * m, m * n), rows=85, device=backend)
+    y = dctps_linear(x, values, support, alpha, bias)
+    sparse = dctps_ext.sparse_linear(x, values, support)
+    for row in range(0, 85, 7):
+        part = slice(row, row + 1)
+        assert torch.equal(y[part], dctps_linear(x[part], values, support, alpha, bias))
+        assert torch.equal(sparse[part], dctps_ext.sparse_linear(x[part], values, support))
+
+
 @pytest.mark.parametrize("q", [7, 64, 97, 641])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_a_non_finite_row_stays_alone(backend, q, poison):

@@ -303,5 +303,46 @@ DCTPS_INLINE Vec<A> sum_lanes(Vec<A> (&rows)[kLanes<A>]) {
   }
 }
 
+// v as it is. A compiler may join the product that v is with the sum that takes it, in one copy of a loop and not in
+// another, whose bits then differ; not across this.
+template <class V>
+DCTPS_INLINE V rounded(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  asm("" : "+m"(v));
+#endif
+  return v;
+}
+
+// The same place of two tiles, which what is computed once for both is used on together; and where they are.
+template <class V>
+struct Two {
+  V first, second;
+
+  template <class A>
+  friend DCTPS_INLINE Two operator*(Two two, A factor) {
+    return {two.first * factor, two.second * factor};
+  }
+  template <class A>
+  friend DCTPS_INLINE Two operator+(Two two, A scalar) {
+    return {two.first + scalar, two.second + scalar};
+  }
+  friend DCTPS_INLINE Two operator+(Two a, Two b) { return {a.first + b.first, a.second + b.second}; }
+  DCTPS_INLINE Two& operator+=(Two other) { return *this = *this + other; }
+};
+template <class V>
+DCTPS_INLINE Two<V> rounded(Two<V> two) {
+  return {rounded(two.first), rounded(two.second)};
+}
+template <class V>
+struct InTwo {
+  const V *first, *second;
+
+  DCTPS_INLINE Two<V> operator[](int64_t i) const { return {first[i], second[i]}; }
+};
+
 }  // namespace DCTPS_ISA
 }  // namespace dctps

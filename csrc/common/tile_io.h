@@ -232,6 +232,24 @@ DCTPS_INLINE void store_tile(const Lanes<E>& to, int64_t count, const Value& val
   store_squares(to, 0, count, [](int64_t, int) {}, [&](int64_t k, int) { return value(k); });
 }
 
+// The same for two tiles: value(i) is a Two. The second one's squares wait in memory for the first one's.
+template <class E, class Value>
+DCTPS_INLINE void store_tile(const Two<Lanes<E>>& to, int64_t count, const Value& value) {
+  constexpr int L = kLanes<Accumulator<E>>;
+  Vec<Accumulator<E>> square[L];
+  int64_t stored = 0;
+  auto store_waiting = [&](int64_t end, int) {
+    if (end > stored) store_square(to.second, stored, int(end - stored), square);
+    stored = end;
+  };
+  store_squares(to.first, 0, count, store_waiting, [&](int64_t k, int i) {
+    const auto both = value(k);
+    square[i] = both.second;
+    return both.first;
+  });
+  store_waiting(count, 0);
+}
+
 // The same where value() is too much code to be unrolled.
 template <class E, class Value>
 DCTPS_INLINE void store_tile_rolled(const Lanes<E>& to, int64_t count, const Value& value) {

@@ -163,7 +163,10 @@ class TileTransform {
     }
     run_children<false>(first, work, meanwhile);
   }
-  DCTPS_INLINE V finish(const V* work, int64_t k) const { return combine(finish_[k], work); }
+  template <class Work>  // const V*, or InTwo<V> for two tiles at once
+  DCTPS_INLINE auto finish(Work work, int64_t k) const {
+    return combine(finish_[k], work);
+  }
 
   // The transpose: from v [length], in squares like forward()'s x, of which adjoint_finish(work, i) reads x[i].
   template <class Squares, class Meanwhile>
@@ -185,8 +188,9 @@ class TileTransform {
   DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return work[adjoint_order_[i]]; }
 
  private:
-  static DCTPS_INLINE V combine(const Combine<A>& term, const V* from) {
-    return from[term.a] * term.ca + from[term.b] * term.cb;
+  template <class From>
+  static DCTPS_INLINE auto combine(const Combine<A>& term, From from) {
+    return rounded(from[term.b] * term.cb) + from[term.a] * term.ca;
   }
 
   static void combine_all(const Combine<A>* terms, int64_t count, const V* from, V* to) {

@@ -51,6 +51,10 @@ int64_t next_of(int64_t chunk, int64_t together, int64_t workers) {
   return next % together ? next : next + (workers - 1) * together;
 }
 
+// Two tiles go through S together, so that one look at its entries serves both, where it has so many a row, because the
+// second tile's values wait in memory for it, and where what is looked up in both stays in the L2 cache.
+constexpr int64_t kPairedEntries = 8, kPairedBytes = 512 << 10;
+
 template <class E>
 void forward(const LinearForwardArgs& args) {
   using A = Accumulator<E>;
@@ -63,43 +67,69 @@ void forward(const LinearForwardArgs& args) {
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const int64_t workers = max_workers();
   const bool streaming = streams<E>(args.y, args.rows, args.m);
-  const int64_t tiles = ceil_div(args.rows, L), together = chunks_at_a_time(tiles);
+  const int64_t tiles = ceil_div(args.rows, L);
+  const bool in_pairs = args.s.nnz >= kPairedEntries * args.m && 2 * q * int64_t(sizeof(V)) <= kPairedBytes &&
+                        tiles >= 2 * workers;
+  const int64_t in_chunk = in_pairs ? 2 : 1, chunks = ceil_div(tiles, in_chunk);
+  const int64_t together = chunks_at_a_time(chunks);
 
   auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
-    V* x = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
-    V* work = x + q;
-    for (int64_t i = args.n; i < q; ++i) x[i] = V{};
-    return [&args, &plan, x, work, bias, alpha, workers, streaming, together](int64_t tile) {
+    V* const scratch = static_cast<V*>(thread_workspace(size_t(in_chunk * (q + work_size)) * sizeof(V)));
+    for (int64_t i = 0; i < in_chunk * q; ++i) {
+      if (i % q >= args.n) scratch[i] = V{};
+    }
+    V* const scratch_work = scratch + in_chunk * q;
+
+    auto load = [&args, &plan](int64_t tile, V* x, V* work, int64_t next_tile) {
       const Lanes<const E> rows = lanes_of<const E>(args.x, tile * L, args.rows);
+      if (!plan) return load_tile<E>(rows, args.n, x);
+      const Lanes<const E> next = lanes_of<const E>(args.x, next_tile * L, args.rows);
+      const bool prefetches = args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes;
+      Prefetch<E> prefetch(next, args.n, prefetches);
+      TileTransform<A>(*plan).forward(RowSquares<E>(rows, args.n, x, args.s.nnz > 0, !prefetches), work,
+                                      [&](int64_t values) { prefetch.advance(values); });
+    };
+    auto outputs = [&args, streaming](int64_t tile) {
       Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
       y.streaming = streaming;
+      return y;
+    };
+    // Of one tile, or of two, where x and work are InTwo.
+    auto store = [&args, &plan, bias, alpha](auto y, auto x, auto work) {
       // By value: for all that the compiler knows, a store to y may change what is behind a reference.
-      auto sparse_and_bias = [s = args.s, x, bias](int64_t k, V value) {
+      auto sparse_and_bias = [s = args.s, x, bias](int64_t k, auto value) {
         if (s.nnz) value = sparse_row<A>(value, s, k, x);
         return bias ? value + bias[k] : value;
       };
       if (plan) {  // asked here and not for every value: that costs 3% of the whole
         const TileTransform<A> transform(*plan);
-        const int64_t next_tile = next_of(tile, together, workers);
-        const Lanes<const E> next = lanes_of<const E>(args.x, next_tile * L, args.rows);
-        const bool prefetches = args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes;
-        Prefetch<E> prefetch(next, args.n, prefetches);
-        transform.forward(RowSquares<E>(rows, args.n, x, args.s.nnz > 0, !prefetches), work,
-                          [&](int64_t values) { prefetch.advance(values); });
         if (args.s.nnz || bias) {
-          store_tile<E>(y, args.m,
-                        [=](int64_t k) { return sparse_and_bias(k, transform.finish(work, k) * alpha); });
+          store_tile<E>(y, args.m, [=](int64_t k) {
+            return sparse_and_bias(k, in_register(transform.finish(work, k) * alpha));
+          });
         } else {
           store_tile<E>(y, args.m, [=](int64_t k) { return transform.finish(work, k) * alpha; });
         }
       } else {
-        load_tile<E>(rows, args.n, x);
-        store_tile<E>(y, args.m, [&](int64_t k) { return sparse_and_bias(k, V{}); });
+        store_tile<E>(y, args.m, [&](int64_t k) { return sparse_and_bias(k, decltype(x[0] * alpha){}); });
+      }
+    };
+    return [=, x = scratch, work = scratch_work](int64_t chunk) {
+      const int64_t tile = chunk * in_chunk, next = next_of(chunk, together, workers) * in_chunk;
+      if (in_pairs && tile + 1 < tiles) {
+        V *const second_x = x + q, *const second_work = work + work_size;
+        load(tile, x, work, tile + 1);
+        load(tile + 1, second_x, second_work, next);
+        store(Two<Lanes<E>>{outputs(tile), outputs(tile + 1)}, InTwo<V>{x, second_x},
+              InTwo<V>{work, second_work});
+      } else {
+        load(tile, x, work, next);
+        store(outputs(tile), static_cast<const V*>(x), static_cast<const V*>(work));
       }
     };
   };
-  parallel_chunks(tiles, make_worker, together);
+  parallel_chunks(chunks, make_worker, together);
 }
 
 // Entries of a column from which on S^T dy and the gradient of S's values look at dy together, column by column. Below,

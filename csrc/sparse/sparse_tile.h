@@ -9,14 +9,13 @@
 namespace dctps {
 namespace DCTPS_ISA {
 
-// start + the sum of x[index[t]] * values[t] over begin <= t < end.
-template <class A>
-DCTPS_INLINE Vec<A> gathered_sum(Vec<A> start, const int32_t* index, const A* values, int64_t begin,
-                                 int64_t end, const Vec<A>* x) {
+// start + the sum of x[index[t]] * values[t] over begin <= t < end; of two tiles at once where these are Two and InTwo.
+template <class A, class T, class X>
+DCTPS_INLINE T gathered_sum(T start, const int32_t* index, const A* values, int64_t begin, int64_t end, X x) {
   int64_t t = begin;
   if (t == end) return start;
   if (t + 1 == end) return start + x[index[t]] * values[t];
-  Vec<A> odd{};  // a second chain, because one would wait for each multiply-add
+  T odd{};  // a second chain, because one would wait for each multiply-add
   do {
     start += x[index[t]] * values[t];
     odd += x[index[t + 1]] * values[t + 1];
@@ -27,8 +26,8 @@ DCTPS_INLINE Vec<A> gathered_sum(Vec<A> start, const int32_t* index, const A* va
 }
 
 // start + (S x)[r] of all lanes; x [n].
-template <class A>
-DCTPS_INLINE Vec<A> sparse_row(Vec<A> start, const SparseMatrix& s, int64_t r, const Vec<A>* x) {
+template <class A, class T, class X>
+DCTPS_INLINE T sparse_row(T start, const SparseMatrix& s, int64_t r, X x) {
   return gathered_sum<A>(start, s.col, static_cast<const A*>(s.values), s.crow[r], s.crow[r + 1], x);
 }
 
