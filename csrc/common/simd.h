@@ -104,14 +104,17 @@ DCTPS_INLINE void store<Half>(Half* to, Vec<float> value) {
 }
 #endif
 
-// The same vector. A compiler that sees an operand in memory reads it again for each of its uses, and what lies across
-// two cache lines takes the time of two reads.
+// The same vector, of which a compiler knows no longer how it was made. It reads an operand that it sees in memory again
+// for each of its uses, and what lies across two cache lines takes the time of two reads; and it joins a product with the
+// sum that takes it, in one copy of a loop and not in another, whose bits then differ.
 template <class V>
 DCTPS_INLINE V in_register(V value) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(value));
-#elif defined(__SSE2__)
-  asm("" : "+x"(value));
+#if defined(__x86_64__)
+  asm("" : "+v"(value));  // as x without AVX-512
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  asm("" : "+m"(value));
 #endif
   return value;
 }
@@ -303,20 +306,6 @@ DCTPS_INLINE Vec<A> sum_lanes(Vec<A> (&rows)[kLanes<A>]) {
   }
 }
 
-// v as it is. A compiler may join the product that v is with the sum that takes it, in one copy of a loop and not in
-// another, whose bits then differ; not across this.
-template <class V>
-DCTPS_INLINE V rounded(V v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#else
-  asm("" : "+m"(v));
-#endif
-  return v;
-}
-
 // The same place of two tiles, which what is computed once for both is used on together; and where they are.
 template <class V>
 struct Two {
@@ -334,8 +323,8 @@ struct Two {
   DCTPS_INLINE Two& operator+=(Two other) { return *this = *this + other; }
 };
 template <class V>
-DCTPS_INLINE Two<V> rounded(Two<V> two) {
-  return {rounded(two.first), rounded(two.second)};
+DCTPS_INLINE Two<V> in_register(Two<V> two) {
+  return {in_register(two.first), in_register(two.second)};
 }
 template <class V>
 struct InTwo {

@@ -190,7 +190,7 @@ class TileTransform {
  private:
   template <class From>
   static DCTPS_INLINE auto combine(const Combine<A>& term, From from) {
-    return rounded(from[term.b] * term.cb) + from[term.a] * term.ca;
+    return in_register(from[term.b] * term.cb) + from[term.a] * term.ca;
   }
 
   static void combine_all(const Combine<A>* terms, int64_t count, const V* from, V* to) {
