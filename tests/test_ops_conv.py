@@ -218,6 +218,19 @@ def test_gradients_to_second_order(device, name):
     assert gradgradcheck(without_dct, inputs[:2])
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gradients_of_the_direct_form_to_second_order(groups):
+    geometry = (3, 3, (2, 2), dict(groups=groups, stride=(2, 1), padding=(1, 0)))
+    x, values, support, alpha, bias, keywords = operands(geometry, torch.float64, 2, 0.5, 4, 3)
+    inputs = [t.requires_grad_() for t in (x, values, alpha, bias)]
+
+    def function(x, values, alpha, bias):
+        return dctps_conv2d(x, values, support, alpha, bias, **keywords, algorithm="direct")
+
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+
 def test_opcheck(device):
     x, values, support, alpha, bias, keywords = operands(GEOMETRIES["grouped"], torch.float32)
     support = support.to(device)

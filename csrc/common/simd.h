@@ -315,16 +315,21 @@ struct Two {
   friend DCTPS_INLINE Two operator*(Two two, A factor) {
     return {two.first * factor, two.second * factor};
   }
-  template <class A>
-  friend DCTPS_INLINE Two operator+(Two two, A scalar) {
-    return {two.first + scalar, two.second + scalar};
-  }
   friend DCTPS_INLINE Two operator+(Two a, Two b) { return {a.first + b.first, a.second + b.second}; }
   DCTPS_INLINE Two& operator+=(Two other) { return *this = *this + other; }
 };
 template <class V>
 DCTPS_INLINE Two<V> in_register(Two<V> two) {
   return {in_register(two.first), in_register(two.second)};
+}
+template <class V, class A>
+DCTPS_INLINE void fill(V& v, A value) {
+  v = value - V{};  // minus, because of which nothing is computed
+}
+template <class V, class A>
+DCTPS_INLINE void fill(Two<V>& two, A value) {
+  fill(two.first, value);
+  fill(two.second, value);
 }
 template <class V>
 struct InTwo {

@@ -76,8 +76,8 @@ void forward(const LinearForwardArgs& args) {
   auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
     V* const scratch = static_cast<V*>(thread_workspace(size_t(in_chunk * (q + work_size)) * sizeof(V)));
-    for (int64_t i = 0; i < in_chunk * q; ++i) {
-      if (i % q >= args.n) scratch[i] = V{};
+    for (V* x = scratch; x < scratch + in_chunk * q; x += q) {
+      for (int64_t i = args.n; i < q; ++i) x[i] = V{};
     }
     V* const scratch_work = scratch + in_chunk * q;
 
@@ -98,21 +98,23 @@ void forward(const LinearForwardArgs& args) {
     // Of one tile, or of two, where x and work are InTwo.
     auto store = [&args, &plan, bias, alpha](auto y, auto x, auto work) {
       // By value: for all that the compiler knows, a store to y may change what is behind a reference.
-      auto sparse_and_bias = [s = args.s, x, bias](int64_t k, auto value) {
-        if (s.nnz) value = sparse_row<A>(value, s, k, x);
-        return bias ? value + bias[k] : value;
+      auto sparse_and_bias = [s = args.s, x, bias](int64_t k) {
+        decltype(x[0] * alpha) sum{};
+        if (bias) fill(sum, bias[k]);
+        return s.nnz ? sparse_row<A>(sum, s, k, x) : sum;
       };
       if (plan) {  // asked here and not for every value: that costs 3% of the whole
         const TileTransform<A> transform(*plan);
         if (args.s.nnz || bias) {
           store_tile<E>(y, args.m, [=](int64_t k) {
-            return sparse_and_bias(k, in_register(transform.finish(work, k) * alpha));
+            const auto sum = sparse_and_bias(k);  // first, so that the product is always joined with it
+            return transform.finish(work, k) * alpha + sum;
           });
         } else {
           store_tile<E>(y, args.m, [=](int64_t k) { return transform.finish(work, k) * alpha; });
         }
       } else {
-        store_tile<E>(y, args.m, [&](int64_t k) { return sparse_and_bias(k, decltype(x[0] * alpha){}); });
+        store_tile<E>(y, args.m, sparse_and_bias);
       }
     };
     return [=, x = scratch, work = scratch_work](int64_t chunk) {
