@@ -2,6 +2,7 @@
 // does.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -22,8 +23,8 @@ void run_workers(int workers, void (*body)(void* context, int worker), void* con
 // memory, which may be longer than the work on a chunk.
 inline int64_t chunks_at_a_time(int64_t count) {
   const int64_t workers = max_workers();
-  const int64_t few = workers > 1 ? count / (16 * workers) : count;
-  return few < 1 ? 1 : few < 8 || workers == 1 ? few : 8;
+  return workers == 1 ? std::max(count, int64_t(1))
+                      : std::clamp(count / (16 * workers), int64_t(1), int64_t(8));
 }
 
 // Hands out the chunks 0 .. count-1 to the threads, in rising order, `together` at a time, to whoever is free.
@@ -37,7 +38,7 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t toget
     std::atomic<int64_t> next{0};
   } shared{make_worker, count, together};
   const int64_t runs = ceil_div(count, together);
-  const int64_t workers = runs < max_workers() ? runs : max_workers();
+  const int64_t workers = std::min(runs, int64_t(max_workers()));
   if (workers <= 0) return;
   run_workers(
       int(workers),
@@ -49,8 +50,7 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t toget
         for (;;) {
           const int64_t first = state.next.fetch_add(state.together, std::memory_order_relaxed);
           if (first >= state.count) break;
-          const int64_t left = state.count - first,
-                        end = first + (left < state.together ? left : state.together);
+          const int64_t end = std::min(first + state.together, state.count);
           for (int64_t chunk = first; chunk < end; ++chunk) worker(chunk);
         }
         std::atomic_thread_fence(

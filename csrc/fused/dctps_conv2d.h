@@ -13,6 +13,8 @@ struct Images {
   void* data = nullptr;
   int64_t channels = 0, height = 0, width = 0;
   int64_t image_stride = 0, row_stride = 0, column_stride = 0, channel_stride = 0;
+
+  int64_t values(int64_t batch) const { return batch * channels * height * width; }
 };
 
 // A patch is flattened in the order (kernel row, kernel column, channel of the group): n = kernel_height *

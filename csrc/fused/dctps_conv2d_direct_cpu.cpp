@@ -639,12 +639,6 @@ bool is_read_in_place(const Images& images, int64_t lanes) {
          (Shared || (has_channels_last(images) && lanes % kLanes<Accumulator<E>> == 0));
 }
 
-// Whether images are more than the second-level cache holds.
-template <class E>
-bool is_large(const Images& images, int64_t batch) {
-  return batch * images.channels * images.height * images.width * int64_t(sizeof(E)) > kCacheBytes;
-}
-
 // What terms are read from: the image itself, or its window, loaded.
 template <bool Shared, class E>
 View<const Accumulator<E>> source_view(const Images& images, int64_t image, int64_t channel, int64_t count,
@@ -694,7 +688,8 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
       copies_x ? windows(0, cut.band_rows, cut.block).first.view() : view_of<const A>(args.x, 0, 0);
   const Regions regions = shape.regions(any_x);
 
-  const bool fetches_x = !Shared && !copies_x && is_large<E>(args.x, args.batch);
+  const bool is_cached = args.x.values(args.batch) * int64_t(sizeof(E)) <= kCacheBytes;
+  const bool fetches_x = !Shared && !copies_x && !is_cached;
   parallel_chunks(cut.tiles(args.batch), [&] {
     A* const memory = static_cast<A*>(thread_workspace(size_t(x_values + y_values) * sizeof(A)));
     return [&, memory](int64_t number) {

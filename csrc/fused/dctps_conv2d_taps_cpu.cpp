@@ -49,7 +49,7 @@ constexpr int64_t kLargeBytes = 8 << 20;
 
 template <class E>
 bool is_large(const Images& images, int64_t batch) {
-  return batch * images.channels * images.height * images.width * int64_t(sizeof(E)) >= kLargeBytes;
+  return images.values(batch) * int64_t(sizeof(E)) >= kLargeBytes;
 }
 
 // Memory of a thread, dealt out in pieces: once to count, with no memory, and once for good.
