@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "common/integers.h"
 
@@ -27,31 +28,39 @@ inline int64_t chunks_at_a_time(int64_t count) {
                       : std::clamp(count / (16 * workers), int64_t(1), int64_t(8));
 }
 
-// Hands out the chunks 0 .. count-1 to the threads, in rising order, `together` at a time, to whoever is free.
-// make_worker() is called once on each thread and returns what is then called with a chunk's number: that is where a
-// thread keeps its scratch memory. Whatever it stores is in memory at the end, stores past the caches too.
+// Calls worker(chunk) for every chunk 0 .. count-1, where make_worker(), called once on each thread, returns worker: that
+// is where a thread keeps its scratch memory. The chunks are cut into `shares` of neighbours, a thread's own and then
+// those of others, and are taken `together` at a time. Whatever is stored is in memory at the end, stores past the
+// caches too.
 template <class MakeWorker>
-void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t together = 1) {
+void share_chunks(int64_t count, const MakeWorker& make_worker, int64_t together, int64_t shares) {
+  struct alignas(64) Share {  // a cache line of its own: neighbours are written by other threads
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
   struct Shared {
     const MakeWorker& make_worker;
-    int64_t count, together;
-    std::atomic<int64_t> next{0};
-  } shared{make_worker, count, together};
-  const int64_t runs = ceil_div(count, together);
-  const int64_t workers = std::min(runs, int64_t(max_workers()));
-  if (workers <= 0) return;
+    int64_t together;
+    std::vector<Share> shares;
+  } shared{make_worker, together, std::vector<Share>(size_t(shares))};
+  for (int64_t s = 0; s < shares; ++s) {
+    shared.shares[size_t(s)].next = s * count / shares;
+    shared.shares[size_t(s)].end = (s + 1) * count / shares;
+  }
   run_workers(
-      int(workers),
-      [](void* context, int) {
+      int(std::min(ceil_div(count, together), int64_t(max_workers()))),
+      [](void* context, int number) {
         auto& state = *static_cast<Shared*>(context);
-        if (state.next.load(std::memory_order_relaxed) >= state.count) return;
         auto worker =
             state.make_worker();  // before a chunk is taken: if this throws, nobody waits for that chunk
-        for (;;) {
-          const int64_t first = state.next.fetch_add(state.together, std::memory_order_relaxed);
-          if (first >= state.count) break;
-          const int64_t end = std::min(first + state.together, state.count);
-          for (int64_t chunk = first; chunk < end; ++chunk) worker(chunk);
+        for (size_t s = 0; s < state.shares.size(); ++s) {
+          Share& share = state.shares[(size_t(number) + s) % state.shares.size()];
+          for (;;) {
+            const int64_t first = share.next.fetch_add(state.together, std::memory_order_relaxed);
+            if (first >= share.end) break;
+            const int64_t end = std::min(first + state.together, share.end);
+            for (int64_t chunk = first; chunk < end; ++chunk) worker(chunk);
+          }
         }
         std::atomic_thread_fence(
             std::memory_order_seq_cst);  // a weaker one would let stores past the caches lag
@@ -59,7 +68,20 @@ void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t toget
       &shared);
 }
 
-// Lets the chunks of parallel_chunks add to shared sums in the order of their numbers, so that the sums have
+// The chunks in any order: each thread begins with neighbours, the same for the same count, as torch's own operations
+// do, so that it finds in its cache what it wrote there before.
+template <class MakeWorker>
+void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t together = 1) {
+  if (count > 0) share_chunks(count, make_worker, together, std::min(count, int64_t(max_workers())));
+}
+
+// The chunks in rising order, each to whoever is free, as OrderedSections wants them.
+template <class MakeWorker>
+void parallel_chunks_in_order(int64_t count, const MakeWorker& make_worker) {
+  if (count > 0) share_chunks(count, make_worker, 1, 1);
+}
+
+// Lets the chunks of parallel_chunks_in_order add to shared sums in the order of their numbers, so that the sums have
 // the same bits whatever the number of threads. The sums are split into sections that chunks pass one behind
 // the other, like a wave. It cannot deadlock: chunks are handed out in order, so the chunk waited for is
 // always already running.

@@ -139,7 +139,7 @@ void backward(const Conv2dBackwardArgs& args) {
   const int64_t dx_size = wants_dx ? images_per_unit * args.x.height * args.x.width * args.x.channels : 0;
   OrderedSections sections(1);
 
-  parallel_chunks(ceil_div(args.batch, images_per_unit), [&] {
+  parallel_chunks_in_order(ceil_div(args.batch, images_per_unit), [&] {
     const Scratch<A> scratch(shape, dvalues ? s.nnz : 0, dx_size);
     return [&, scratch](int64_t unit) {
       const int64_t first_image = unit * images_per_unit;

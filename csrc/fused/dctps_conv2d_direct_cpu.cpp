@@ -799,7 +799,7 @@ void backward(const Conv2dBackwardArgs& args, const Shape<E>& shape) {
   const int64_t sum_values = (shape.n + 1) * shape.pitch;
   std::vector<A> sums(static_cast<size_t>(sum_values));
   OrderedSections turns(int(cut.blocks));
-  parallel_chunks(cut.tiles(args.batch), [&] {
+  parallel_chunks_in_order(cut.tiles(args.batch), [&] {
     A* const memory =
         static_cast<A*>(thread_workspace(size_t(x_values + dy_values + dx_values + sum_values) * sizeof(A)));
     return [&, memory](int64_t number) {

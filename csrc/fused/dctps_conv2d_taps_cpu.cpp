@@ -736,7 +736,7 @@ void backward(const Conv2dBackwardArgs& args) {
   const int64_t cells = shape.tile_cells(BackwardTile<E>::values(shape), shape.space.reach());
   OrderedSections sections(1);
   std::vector<A> sums(dvalues ? size_t(args.s.nnz) : 0);
-  parallel_chunks(ceil_div(shape.space.cells, cells), [&] {
+  parallel_chunks_in_order(ceil_div(shape.space.cells, cells), [&] {
     return [&, tile = BackwardTile<E>(args, shape, placed, wants_dx)](int64_t number) mutable {
       tile.run(number);
       sections.in_turn(0, number, [&] {

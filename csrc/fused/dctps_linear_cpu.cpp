@@ -45,12 +45,6 @@ bool streams(const Rows& results, int64_t rows, int64_t columns) {
 // more than this: it would push the current ones out of the cache.
 constexpr int64_t kPrefetchBytes = 384 << 10;
 
-// The chunk that a thread will probably take after this one.
-int64_t next_of(int64_t chunk, int64_t together, int64_t workers) {
-  const int64_t next = chunk + 1;
-  return next % together ? next : next + (workers - 1) * together;
-}
-
 // Two tiles go through S together, so that one look at its entries serves both, where it has so many a row, because the
 // second tile's values wait in memory for it, and where what is looked up in both stays in the L2 cache.
 constexpr int64_t kPairedEntries = 8, kPairedBytes = 512 << 10;
@@ -65,13 +59,11 @@ void forward(const LinearForwardArgs& args) {
   const auto plan = args.has_dct ? get_plan<A>(q) : nullptr;
   const A* bias = static_cast<const A*>(args.bias);
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
-  const int64_t workers = max_workers();
   const bool streaming = streams<E>(args.y, args.rows, args.m);
   const int64_t tiles = ceil_div(args.rows, L);
   const bool in_pairs = args.s.nnz >= kPairedEntries * args.m && 2 * q * int64_t(sizeof(V)) <= kPairedBytes &&
-                        tiles >= 2 * workers;
+                        tiles >= 2 * max_workers();
   const int64_t in_chunk = in_pairs ? 2 : 1, chunks = ceil_div(tiles, in_chunk);
-  const int64_t together = chunks_at_a_time(chunks);
 
   auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
@@ -118,7 +110,7 @@ void forward(const LinearForwardArgs& args) {
       }
     };
     return [=, x = scratch, work = scratch_work](int64_t chunk) {
-      const int64_t tile = chunk * in_chunk, next = next_of(chunk, together, workers) * in_chunk;
+      const int64_t tile = chunk * in_chunk, next = tile + in_chunk;
       if (in_pairs && tile + 1 < tiles) {
         V *const second_x = x + q, *const second_work = work + work_size;
         load(tile, x, work, tile + 1);
@@ -131,7 +123,7 @@ void forward(const LinearForwardArgs& args) {
       }
     };
   };
-  parallel_chunks(chunks, make_worker, together);
+  parallel_chunks(chunks, make_worker, chunks_at_a_time(chunks));
 }
 
 // Entries of a column from which on S^T dy and the gradient of S's values look at dy together, column by column. Below,
@@ -187,7 +179,6 @@ void backward(const LinearBackwardArgs& args) {
   const bool in_chunks = wants_sums && batch_sums.chunks > 0, in_turns = wants_sums && !in_chunks;
   const int64_t tiles = ceil_div(args.rows, L);
   const int64_t chunks = in_chunks ? batch_sums.chunks : tiles;
-  const int64_t together = wants_sums ? 1 : chunks_at_a_time(chunks);
   const int64_t chunk_blocks = ceil_div(args.rows, BatchSums::kChunkRows);
   A* const parts = values + s.nnz;
   std::vector<double> dalpha_parts(size_t(in_chunks ? chunks : 1));
@@ -213,7 +204,7 @@ void backward(const LinearBackwardArgs& args) {
       Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
       dx.streaming = streaming;
       if (plan) {
-        const int64_t next_tile = (in_chunks ? tile + 1 : next_of(tile, together, workers)) * L;
+        const int64_t next_tile = (in_turns ? tile + workers : tile + 1) * L;
         const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile, args.rows);
         const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile, args.rows);
         const int64_t elements = (wants_x ? args.m + args.n : args.m) * L;
@@ -316,7 +307,11 @@ void backward(const LinearBackwardArgs& args) {
       }
     };
   };
-  parallel_chunks(chunks, make_worker, together);
+  if (in_turns) {
+    parallel_chunks_in_order(chunks, make_worker);
+  } else {
+    parallel_chunks(chunks, make_worker, in_chunks ? 1 : chunks_at_a_time(chunks));
+  }
 
   if (in_chunks) {
     add_up_chunks(s, args.m, chunks, parts, dvalues, dbias);
