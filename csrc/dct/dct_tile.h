@@ -43,6 +43,15 @@ DCTPS_INLINE void twiddle(V& re, V& im, const A* root) {
   re = r;
 }
 
+// A result of the passes, see Plan::turns.
+template <class A, class V>
+DCTPS_INLINE void turn(V& re, V& im, const A* factors) {
+  const A a = factors[0], b = factors[1];
+  const V r = re * a + im * b;
+  im = re * b - im * a;
+  re = r;
+}
+
 template <int R, class A, class V>
 DCTPS_INLINE void dft(V* re, V* im, const A* rotations) {
   if constexpr (R == 2) {
@@ -128,7 +137,7 @@ class TileTransform {
   using V = Vec<A>;
 
   explicit TileTransform(const Plan<A>& plan)
-      : plan_(plan), finish_(plan.finish.data()), adjoint_order_(plan.adjoint_order.data()) {}
+      : plan_(plan), place_of_y_(plan.place_of_y.data()), place_of_x_(plan.place_of_x.data()) {}
 
   // From x [length] (zero-padded) to work [work_size], of which finish(work, k) reads y[k]. x comes as
   // squares.all(), or in pieces: squares.square(first, slot) is x[first .. first + kLanes - 1], and stays in memory
@@ -136,17 +145,14 @@ class TileTransform {
   // then, after v more of the values have been worked on.
   template <class Squares, class Meanwhile>
   void forward(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
-    if (plan_.is_bluestein()) {
-      combine_all(plan_.start.data(), plan_.work_size, squares.all(), work);
-      return convolve(work, A(1), meanwhile);
-    }
+    if (plan_.is_bluestein()) return convolve(plan_.start, plan_.finish, squares.all(), work, meanwhile);
     if (plan_.root < 0) {
       work[0] = squares.all()[0];
       return;
     }
     const Pass<A>& first = plan_.passes[size_t(plan_.root)];
     if (first.columns < kLanes<A> || first.radix % 2) {
-      return run<false>(plan_.root, work, 1, squares.all(), meanwhile);
+      return run<false>(plan_.root, work, plan_.turns.data(), 1, squares.all(), meanwhile);
     }
     switch (first.radix) {
       case 2:
@@ -161,184 +167,154 @@ class TileTransform {
       default:
         first_pass<16>(first, work, squares);
     }
-    run_children<false>(first, work, meanwhile);
+    run_children<false>(first, work, plan_.turns.data(), meanwhile);
   }
   template <class Work>  // const V*, or InTwo<V> for two tiles at once
   DCTPS_INLINE auto finish(Work work, int64_t k) const {
-    return combine(finish_[k], work);
+    return work[place_of_y_[k]];
   }
 
   // The transpose: from v [length], in squares like forward()'s x, of which adjoint_finish(work, i) reads x[i].
   template <class Squares, class Meanwhile>
   void adjoint(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
     if (plan_.is_bluestein()) {
-      combine_all(plan_.adjoint_start.data(), plan_.work_size, squares.all(), work);
-      convolve(work, A(-1), meanwhile);
-      combine_all(plan_.adjoint_finish.data(), plan_.length, work, work);
-      return;
+      return convolve(plan_.adjoint_start, plan_.adjoint_finish, squares.all(), work, meanwhile);
     }
-    if (plan_.length < 2 * kLanes<A>) {
-      TileSquares<V> all{squares.all()};
-      start_adjoint(all, work);
-    } else {
-      start_adjoint(squares, work);
+    constexpr int L = kLanes<A>;
+    for (int64_t first = 0; first < plan_.length; first += L) {
+      const V* const square = squares.square(first, 0);
+      for (int i = 0; i < L && first + i < plan_.length; ++i) work[place_of_y_[first + i]] = square[i];
     }
-    run<true>(plan_.root, work, 1, nullptr, meanwhile);
+    run<true>(plan_.root, work, plan_.turns.data(), 1, nullptr, meanwhile);
   }
-  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return work[adjoint_order_[i]]; }
+  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return work[place_of_x_[i]]; }
 
  private:
-  template <class From>
-  static DCTPS_INLINE auto combine(const Combine<A>& term, From from) {
-    return in_register(from[term.b] * term.cb) + from[term.a] * term.ca;
+  // to[p] = terms[p] of from, which may be `to` where a term takes nothing that another one has written.
+  static void combine(const std::vector<Combine<A>>& terms, const V* from, V* to) {
+    for (const Combine<A>& term : terms) *to++ = from[term.a] * term.ca + from[term.b] * term.cb;
   }
 
-  static void combine_all(const Combine<A>* terms, int64_t count, const V* from, V* to) {
-    for (int64_t p = 0; p < count; ++p) to[p] = combine(terms[p], from);
-  }
-
-  // Convolution with the kernel whose spectrum the plan holds; sign = -1 takes the conjugate spectrum.
+  // Bluestein's convolution: the passes, by whose last ones the kernel's spectrum is multiplied, and back.
   template <class Meanwhile>
-  void convolve(V* work, A sign, Meanwhile& meanwhile) const {
-    run<false>(plan_.root, work, 1, nullptr, meanwhile);
-    for (int s = 0;
-         s < plan_.work_size;) {  // the passes end in pairs: one real part, then its imaginary part
-      const A re = plan_.spectrum[size_t(s)], im = plan_.spectrum[size_t(s + 1)] * sign;
-      const V r = work[s] * re - work[s + 1] * im;
-      work[s + 1] = work[s] * im + work[s + 1] * re;
-      work[s] = r;
-      s += 2;
-    }
-    run<true>(plan_.root, work, 1, nullptr, meanwhile);
+  void convolve(const std::vector<Combine<A>>& start, const std::vector<Combine<A>>& finish, const V* from,
+                V* work, Meanwhile& meanwhile) const {
+    combine(start, from, work);
+    run<false>(plan_.root, work, plan_.turns.data(), 1, nullptr, meanwhile);
+    run<true>(plan_.root, work, plan_.turns_back.data(), 1, nullptr, meanwhile);
+    combine(finish, work, work);
   }
 
   // Meanwhile is called after about so many values of a leaf pass: often, because a processor drops prefetches that come
   // in large bursts.
   static constexpr int64_t kFewValues = 32;
 
-  // The transpose of finish(): v[k] and v[q-k] make the two values that y[k] and y[q-k] are made of. So v is taken from
-  // both ends.
-  template <class Squares>
-  void start_adjoint(Squares& squares, V* work) const {
-    constexpr int L = kLanes<A>;
-    const int64_t q = plan_.length;
-    const Combine<A>* const finish = finish_;
-    V behind{};  // v[q - first]
-    for (int64_t first = 0; 2 * first <= q; first += L) {
-      const V* const low = squares.square(first, 0);
-      const V* const high = squares.square(q - first - L, 1) + L;
-      if (2 * first < q && first > 0) pair(finish[first], finish[q - first], low[0], behind, work);
-      for (int i = 1; i < L && 2 * (first + i) < q; ++i) {
-        pair(finish[first + i], finish[q - first - i], low[i], high[-i], work);
-      }
-      if (first == 0) work[finish[0].a] = low[0] * finish[0].ca;
-      if (q % 2 == 0 && q / 2 - first < L) work[finish[q / 2].a] = low[q / 2 - first] * finish[q / 2].ca;
-      if (2 * (first + L) <= q) behind = high[-L];
-    }
-  }
-
-  static DCTPS_INLINE void pair(const Combine<A>& k, const Combine<A>& mirrored, V at_k, V at_mirrored,
-                                V* work) {
-    work[k.a] = at_k * k.ca + at_mirrored * mirrored.ca;
-    work[k.b] = at_k * k.cb + at_mirrored * mirrored.cb;
-  }
-
   // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
-  // order. The first pass reads `input`, if any.
+  // order. The first pass reads `input`, if any. turns: those of work's places.
   template <bool Adjoint, class Meanwhile>
-  void run(int number, V* work, int blocks, const V* input, Meanwhile& meanwhile) const {
+  void run(int number, V* work, const A* turns, int blocks, const V* input, Meanwhile& meanwhile) const {
     if (number < 0) return;
     const Pass<A>& pass = plan_.passes[size_t(number)];
     const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
     const bool is_leaf = pass.real_child < 0 && pass.complex_child < 0;
     const int few = is_leaf && size < kFewValues ? int(kFewValues / size) : 1;
-    for (int b = 0; b < blocks; b += few, work += few * size) {
+    for (int b = 0; b < blocks; b += few, work += few * size, turns += few * size) {
       const int here = blocks - b < few ? blocks - b : few;
-      if (!Adjoint || is_leaf) apply<Adjoint>(pass, work, here, input);
+      if (!Adjoint || is_leaf) apply<Adjoint>(pass, work, turns, here, input);
       if (is_leaf) {
         meanwhile(size * here);
         continue;
       }
-      run_children<Adjoint>(pass, work, meanwhile);
-      if (Adjoint) apply<Adjoint>(pass, work, 1, nullptr);
+      run_children<Adjoint>(pass, work, turns, meanwhile);
+      if (Adjoint) apply<Adjoint>(pass, work, turns, 1, nullptr);
     }
   }
 
   template <bool Adjoint, class Meanwhile>
-  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, Meanwhile& meanwhile) const {
-    run<Adjoint>(pass.real_child, work, pass.real_children, nullptr, meanwhile);
+  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, const A* turns, Meanwhile& meanwhile) const {
+    run<Adjoint>(pass.real_child, work, turns, pass.real_children, nullptr, meanwhile);
     const int together = pass.skew ? 1 : pass.complex_children;  // children one behind the other
     for (int c = 0; c < pass.complex_children; c += together) {
-      run<Adjoint>(pass.complex_child, work + pass.complex_child_at(c), together, nullptr, meanwhile);
+      const int64_t at = pass.complex_child_at(c);
+      run<Adjoint>(pass.complex_child, work + at, turns + at, together, nullptr, meanwhile);
     }
   }
 
   template <bool Adjoint>
-  void apply(const Pass<A>& pass, V* work, int blocks, const V* input) const {
+  void apply(const Pass<A>& pass, V* work, const A* turns, int blocks, const V* input) const {
     switch (pass.radix) {
       case 2:
-        return apply_radix<Adjoint, 2>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 2>(pass, work, turns, blocks, input);
       case 3:
-        return apply_radix<Adjoint, 3>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 3>(pass, work, turns, blocks, input);
       case 4:
-        return apply_radix<Adjoint, 4>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 4>(pass, work, turns, blocks, input);
       case 5:
-        return apply_radix<Adjoint, 5>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 5>(pass, work, turns, blocks, input);
       case 7:
-        return apply_radix<Adjoint, 7>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 7>(pass, work, turns, blocks, input);
       case 8:
-        return apply_radix<Adjoint, 8>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 8>(pass, work, turns, blocks, input);
       case 9:
-        return apply_radix<Adjoint, 9>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 9>(pass, work, turns, blocks, input);
       case 16:
-        return apply_radix<Adjoint, 16>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 16>(pass, work, turns, blocks, input);
       default:
-        return apply_radix<Adjoint, 0>(pass, work, blocks, input);
+        return apply_radix<Adjoint, 0>(pass, work, turns, blocks, input);
     }
   }
 
   template <bool Adjoint, int R>
-  void apply_radix(const Pass<A>& pass, V* work, int blocks, const V* input) const {
+  void apply_radix(const Pass<A>& pass, V* work, const A* turns, int blocks, const V* input) const {
+    pass.is_last() ? apply_radix<Adjoint, R, true>(pass, work, turns, blocks, input)
+                   : apply_radix<Adjoint, R, false>(pass, work, turns, blocks, input);
+  }
+
+  template <bool Adjoint, int R, bool Last>
+  void apply_radix(const Pass<A>& pass, V* work, const A* turns, int blocks, const V* input) const {
     if (pass.is_complex) {
-      if constexpr (R != 16) {
-        if (pass.columns == 1) {
-          complex_pass<Adjoint, R, false>(pass, work, blocks);
-        } else {
-          complex_pass<Adjoint, R, true>(pass, work, blocks);
-        }
-      }
+      if constexpr (R != 16) complex_pass<Adjoint, R, Last>(pass, work, turns, blocks);
     } else if constexpr (R != 9) {
       if (!input) {
-        real_pass<Adjoint, R>(pass, work, blocks, [](const V* row, int64_t at) { return row[at]; });
+        real_pass<Adjoint, R, Last>(pass, work, turns, blocks,
+                                    [](const V* row, int64_t at) { return row[at]; });
       } else if constexpr (!Adjoint) {
         const int32_t* order = plan_.order.data();
-        real_pass<Adjoint, R>(pass, work, blocks, [=](const V*, int64_t at) { return input[order[at]]; });
+        real_pass<Adjoint, R, Last>(pass, work, turns, blocks,
+                                    [=](const V*, int64_t at) { return input[order[at]]; });
       }
     }
   }
 
-  template <bool Adjoint, int R, bool Twiddles>
-  static void complex_pass(const Pass<A>& pass, V* work, int blocks) {
+  template <bool Adjoint, int R, bool Last>
+  static void complex_pass(const Pass<A>& pass, V* work, const A* turns, int blocks) {
     const int r = R ? R : pass.radix;
-    const int64_t m = Twiddles ? pass.columns : 1;
+    const int64_t m = Last ? 1 : pass.columns;
     const A* rotations = pass.rotations.data();
-    for (int b = 0; b < blocks; ++b, work += 2 * r * m) {
+    for (int b = 0; b < blocks; ++b, work += 2 * r * m, turns += 2 * r * m) {
       const A* roots = pass.twiddles.data();
       for (int64_t j = 0; j < m; ++j, roots += 2 * (r - 1)) {
         V re[R ? R : kMaxRadix], im[R ? R : kMaxRadix];
         V* column = work + j;  // as input of the forward pass: re of x[k] at k m, im at (r + k) m
+        auto multiply = [&](int s) {
+          if constexpr (Last) {
+            turn(re[s], im[s], turns + 2 * s);
+          } else if (s > 0) {
+            twiddle<Adjoint>(re[s], im[s], roots + 2 * (s - 1));
+          }
+        };
         if (!Adjoint) {
           for (int k = 0; k < r; ++k) re[k] = column[k * m], im[k] = column[(r + k) * m];
           complex_dft<R>(re, im, r, rotations);
           for (int s = 0; s < r; ++s) {
-            if (Twiddles && s > 0) twiddle<false>(re[s], im[s], roots + 2 * (s - 1));
+            multiply(s);
             column[2 * s * m] = re[s], column[(2 * s + 1) * m] = im[s];
           }
         } else {
           for (int s = 0; s < r; ++s) {
             re[s] = column[2 * s * m], im[s] = column[(2 * s + 1) * m];
-            if (Twiddles && s > 0) twiddle<true>(re[s], im[s], roots + 2 * (s - 1));
+            multiply(s);
           }
           complex_dft<R>(im, re, r, rotations);
           for (int k = 0; k < r; ++k) column[k * m] = re[k], column[(r + k) * m] = im[k];
@@ -381,16 +357,16 @@ class TileTransform {
 
   // A pass over real data. Its values and results take the same places j + k m: for radix 8 the two of the
   // real child, then re and im of the children of frequency 1, 2, 3; and so on, see plan.h.
-  template <bool Adjoint, int R, class Read>
-  static void real_pass(const Pass<A>& pass, V* work, int blocks, const Read& read) {
+  template <bool Adjoint, int R, bool Last, class Read>
+  static void real_pass(const Pass<A>& pass, V* work, const A* turns, int blocks, const Read& read) {
     const int r = R ? R : pass.radix;
     const int64_t m = pass.columns, skew = R == 16 ? pass.skew : 0;
-    for (int b = 0; b < blocks; ++b, work += r * m) {
+    for (int b = 0; b < blocks; ++b, work += r * m, turns += r * m) {
       for (int64_t j = 0; j < m; ++j) {
         V x[R ? R : kMaxRadix];
         x[0] = read(work, j);
         for (int k = 1; k < r; ++k) x[k] = read(work + k / 2 * skew, j + k * m);
-        real_butterfly<Adjoint, R>(pass, j, x);
+        real_butterfly<Adjoint, R, Last>(pass, turns, j, x);
         for (int k = 0; k < r; ++k) work[j + k * m + k / 2 * skew] = x[k];
       }
     }
@@ -424,16 +400,16 @@ class TileTransform {
     V x[R];
 #pragma GCC unroll 16
     for (int s = 0; s < R / 2; ++s) x[s] = even[s][e], x[R - 1 - s] = odd[s][o];
-    real_butterfly<false, R>(pass, j, x);
+    real_butterfly<false, R, false>(pass, nullptr, j, x);
 #pragma GCC unroll 16
     for (int k = 0; k < R; ++k) work[j + pass.row(k)] = x[k];
   }
 
-  // Column j of a pass over real data, twiddles included.
-  template <bool Adjoint, int R>
-  static DCTPS_INLINE void real_butterfly(const Pass<A>& pass, int64_t j, V* x) {
+  // Column j of a pass over real data, twiddles or turns included.
+  template <bool Adjoint, int R, bool Last>
+  static DCTPS_INLINE void real_butterfly(const Pass<A>& pass, const A* turns, int64_t j, V* x) {
     const int r = R ? R : pass.radix;
-    if (Adjoint) real_twiddles<Adjoint, R>(pass, j, x);
+    if (Adjoint) real_twiddles<Adjoint, R, Last>(pass, turns, j, x);
     if constexpr (R == 2) {
       const A sign = j % 2 ? A(-1) : A(1);
       if constexpr (!Adjoint) {
@@ -454,19 +430,21 @@ class TileTransform {
     } else {
       real_odd_dft<Adjoint>(x, r, pass.rotations.data());
     }
-    if (!Adjoint) real_twiddles<Adjoint, R>(pass, j, x);
+    if (!Adjoint) real_twiddles<Adjoint, R, Last>(pass, turns, j, x);
   }
 
-  template <bool Adjoint, int R>
-  static DCTPS_INLINE void real_twiddles(const Pass<A>& pass, int64_t j, V* x) {
-    if constexpr (R != 2) {
-      // Constants, or x would not be in registers.
-      const int r = R ? R : pass.radix, children = R ? complex_children(R) : pass.complex_children;
-      const A* roots = pass.twiddles.data() + 2 * j * children;
-      for (int s = 0; s < children; ++s) {
-        const int re = r - 2 * children + 2 * s;
-        twiddle<Adjoint>(x[re], x[re + 1], roots + 2 * s);
-      }
+  template <bool Adjoint, int R, bool Last>
+  static DCTPS_INLINE void real_twiddles(const Pass<A>& pass, const A* turns, int64_t j, V* x) {
+    // Constants, or x would not be in registers.
+    const int r = R ? R : pass.radix, children = R ? complex_children(R) : pass.complex_children;
+    const int first = r - 2 * children;
+    const A* factors = Last ? turns + first : pass.twiddles.data() + 2 * j * children;
+    for (int s = 0; s < children; ++s) {
+      V &re = x[first + 2 * s], &im = x[first + 2 * s + 1];
+      Last ? turn(re, im, factors + 2 * s) : twiddle<Adjoint>(re, im, factors + 2 * s);
+    }
+    if constexpr (Last && (R % 2 || R == 0 || R == 2)) {  // results, too, and not a real child's values
+      for (int s = 0; s < first; ++s) x[s] *= turns[s];
     }
   }
 
@@ -582,8 +560,7 @@ class TileTransform {
 
   const Plan<A>& plan_;
   // Here, not looked up after every store.
-  const Combine<A>* const finish_;
-  const int32_t* const adjoint_order_;
+  const int32_t *const place_of_y_, *const place_of_x_;
 };
 
 }  // namespace DCTPS_ISA

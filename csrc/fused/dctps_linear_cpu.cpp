@@ -99,8 +99,9 @@ void forward(const LinearForwardArgs& args) {
         const TileTransform<A> transform(*plan);
         if (args.s.nnz || bias) {
           store_tile<E>(y, args.m, [=](int64_t k) {
-            const auto sum = sparse_and_bias(k);  // first, so that the product is always joined with it
-            return transform.finish(work, k) * alpha + sum;
+            // Never joined with the sum, so that one tile and two have the same bits; looked up before it, to be there.
+            const auto transformed = in_register(transform.finish(work, k) * alpha);
+            return transformed + sparse_and_bias(k);
           });
         } else {
           store_tile<E>(y, args.m, [=](int64_t k) { return transform.finish(work, k) * alpha; });
@@ -190,8 +191,9 @@ void backward(const LinearBackwardArgs& args) {
 
   auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
-    V* dy = static_cast<V*>(thread_workspace(size_t(q + work_size) * sizeof(V)));
-    V* work = dy + q;
+    const int64_t whole_squares = round_up(q, L);
+    V* dy = static_cast<V*>(thread_workspace(size_t(whole_squares + work_size) * sizeof(V)));
+    V* work = dy + whole_squares;
     for (int64_t i = args.m; i < q; ++i) dy[i] = V{};
 
     // One tile; what it adds to the sums goes to the given places.
@@ -216,13 +218,7 @@ void backward(const LinearBackwardArgs& args) {
           prefetch_dy.advance(count);
           prefetch_x.advance(count);
         };
-        if (s.nnz ||
-            dbias) {  // the tile is wanted, and x comes along with dy: in order, as the processor foresees it
-          load_tile<E>(rows, args.m, dy);
-          transform.adjoint(TileSquares<V>{dy}, work, meanwhile);
-        } else {
-          transform.adjoint(RowSquares<E>(rows, args.m, dy, false, !prefetches), work, meanwhile);
-        }
+        transform.adjoint(RowSquares<E>(rows, args.m, dy, s.nnz || dbias, !prefetches), work, meanwhile);
       } else {
         load_tile<E>(rows, args.m, dy);
       }

@@ -112,10 +112,10 @@ bool wants_bluestein(int64_t q) {
 
 // ---- tables
 
-// Where a plan leaves V[frequency]: real part at `re`, imaginary part at `im` (-1: none, the value is real).
+// Where a plan leaves V[frequency]: real part at `re` (-1: not computed), imaginary part at `im` (-1: none, the value is
+// real).
 struct Place {
   int32_t re = -1, im = -1;
-  double im_sign = 1;
 };
 
 template <class A>
@@ -139,7 +139,7 @@ class Builder {
     pass.real_children = split.real_children;
     pass.complex_children = split.complex_children;
     const int first = is_complex ? 0 : 1;  // the frequency, modulo the radix, of the first complex child
-    for (int j = 0; j < pass.columns; ++j) {
+    for (int j = 0; j < pass.columns && !pass.is_last(); ++j) {
       for (int s = 1; s < first + pass.complex_children; ++s) {
         const Complex root = unit_root(int64_t(j) * s, length);
         pass.twiddles.push_back(A(root.real()));
@@ -168,7 +168,7 @@ class Builder {
   void place(int number, bool is_complex, int64_t base, int64_t offset, int64_t stride, int64_t total,
              std::vector<Place>& places) const {
     if (number < 0) {  // length 1
-      places[size_t(offset % total)] = {int32_t(base), is_complex ? int32_t(base + 1) : -1, 1};
+      places[size_t(offset % total)] = {int32_t(base), is_complex ? int32_t(base + 1) : -1};
       return;
     }
     const Pass<A>& pass = plan_.passes[size_t(number)];
@@ -206,25 +206,26 @@ void build_radix_plan(Plan<A>& plan) {
   const Pass<A>* const first = plan.root < 0 ? nullptr : &plan.passes[size_t(plan.root)];
   plan.work_size = int(first ? first->row(first->radix) : q);
   plan.order.resize(size_t(q));
-  plan.adjoint_order.resize(size_t(q));
+  plan.place_of_x.resize(size_t(q));
   for (int64_t j = 0; j < q; ++j) {
     const int64_t source = 2 * j < q ? 2 * j : 2 * (q - 1 - j) + 1;
     plan.order[size_t(j)] = int32_t(source);
-    plan.adjoint_order[size_t(source)] =
+    plan.place_of_x[size_t(source)] =
         int32_t(first ? first->row(j / first->columns) + j % first->columns : j);
   }
   std::vector<Place> places(static_cast<size_t>(q));
   builder.place(plan.root, false, 0, 0, 1, q, places);
-  plan.finish.resize(size_t(q));
+  plan.place_of_y.resize(size_t(q));
+  plan.turns.assign(size_t(plan.work_size), A(0));
   for (int64_t k = 0; k < q; ++k) {
-    Place place = places[size_t(k)];
-    if (place.re < 0) {  // only its conjugate partner is computed
-      place = places[size_t(q - k)];
-      place.im_sign = -1;
-    }
+    const Place place = places[size_t(k)];
+    if (place.re < 0) continue;  // only its conjugate partner is computed
     const Complex turn = dct_scale(k, q) * unit_root(k, 4 * q);
-    plan.finish[size_t(k)] = {place.re, place.im < 0 ? place.re : place.im, A(turn.real()),
-                              place.im < 0 ? A(0) : A(-turn.imag() * place.im_sign)};
+    plan.place_of_y[size_t(k)] = place.re;
+    plan.turns[size_t(place.re)] = A(turn.real());
+    if (place.im < 0) continue;
+    plan.place_of_y[size_t(q - k)] = place.im;
+    plan.turns[size_t(place.im)] = A(-turn.imag());
   }
 }
 
@@ -247,29 +248,31 @@ void build_bluestein_plan(Plan<A>& plan) {
     kernel[size_t((size - i) % size)] = kernel[size_t(i)];
   }
   kernel = small_prime_fft(kernel);
-  plan.spectrum.resize(size_t(2 * size));
-  for (int64_t f = 0; f < size; ++f) {
+  plan.turns.resize(size_t(2 * size));
+  plan.turns_back.resize(size_t(2 * size));
+  for (int64_t f = 0; f < size; ++f) {  // two turns, hence two conjugations
+    const Place place = places[size_t(f)];
     const Complex value = kernel[size_t(f)] / double(size);
-    plan.spectrum[size_t(places[size_t(f)].re)] = A(value.real());
-    plan.spectrum[size_t(places[size_t(f)].im)] = A(value.imag());
+    plan.turns[size_t(place.re)] = A(value.real());
+    plan.turns[size_t(place.im)] = A(-value.imag());
+    plan.turns_back[size_t(place.re)] = A(1);
   }
   const Combine<A> nothing{0, 0, A(0), A(0)};
   plan.start.assign(size_t(2 * size), nothing);
   plan.adjoint_start.assign(size_t(2 * size), nothing);
-  plan.finish.resize(size_t(q));
-  plan.adjoint_finish.resize(size_t(q));
-  plan.adjoint_order.resize(size_t(q));
   for (int64_t i = 0; i < q; ++i) {
     const Complex in = w(i * i);
     const Complex out = dct_scale(i, q) * w(i * i + i);
     const int32_t re = int32_t(i), im = int32_t(size + i);
     plan.start[size_t(re)] = {re, re, A(in.real()), A(0)};
     plan.start[size_t(im)] = {re, re, A(in.imag()), A(0)};
-    plan.finish[size_t(i)] = {re, im, A(out.real()), A(-out.imag())};
+    plan.finish.push_back({re, im, A(out.real()), A(-out.imag())});
+    // The adjoint convolves with the conjugate kernel: the same as this one on conjugates, because it is symmetric.
     plan.adjoint_start[size_t(re)] = {re, re, A(out.real()), A(0)};
-    plan.adjoint_start[size_t(im)] = {re, re, A(-out.imag()), A(0)};
-    plan.adjoint_finish[size_t(i)] = {re, im, A(in.real()), A(in.imag())};
-    plan.adjoint_order[size_t(i)] = re;
+    plan.adjoint_start[size_t(im)] = {re, re, A(out.imag()), A(0)};
+    plan.adjoint_finish.push_back({re, im, A(in.real()), A(-in.imag())});
+    plan.place_of_x.push_back(re);
+    plan.place_of_y.push_back(re);
   }
 }
 
@@ -284,9 +287,9 @@ int64_t vector_bytes(const std::vector<T>& values) {
 
 template <class A>
 int64_t Plan<A>::bytes() const {
-  int64_t total = vector_bytes(order) + vector_bytes(finish) + vector_bytes(adjoint_start) +
-                  vector_bytes(adjoint_order) + vector_bytes(adjoint_finish) + vector_bytes(start) +
-                  vector_bytes(spectrum);
+  int64_t total = vector_bytes(order) + vector_bytes(place_of_y) + vector_bytes(place_of_x) +
+                  vector_bytes(turns) + vector_bytes(turns_back) + vector_bytes(start) +
+                  vector_bytes(finish) + vector_bytes(adjoint_start) + vector_bytes(adjoint_finish);
   for (const auto& pass : passes) total += vector_bytes(pass.twiddles) + vector_bytes(pass.rotations);
   return total;
 }

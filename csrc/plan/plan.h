@@ -8,10 +8,10 @@
 //                   radix 2 (n/2 odd): 2 real(n/2)
 //                   odd r:             real(n/r) + (r-1)/2 complex(n/r)
 //     complex(n) -> r complex(n/r)
-// Only one of each conjugate pair V[k], V[q-k] is ever computed. The results stay where the passes leave
-// them; `finish` knows the place. The adjoint (DCT-III) runs the transposed steps in reverse order on the
-// same tables. Lengths for which that costs too much (a large prime factor) use Bluestein's convolution
-// instead.
+// Only one of each conjugate pair V[k], V[q-k] is ever computed, and y[k], y[q-k] are the real and the negative
+// imaginary part of c_k e^(-i pi k/2q) V[k]. The pass that ends in V[k] multiplies by that and leaves y where V would
+// be; `place_of_y` knows the place. The adjoint (DCT-III) runs the transposed steps in reverse order on the same tables.
+// Lengths for which that costs too much (a large prime factor) use Bluestein's convolution instead.
 #pragma once
 
 #include <cstdint>
@@ -47,10 +47,14 @@ struct Pass {
   int real_child_length;
   int complex_children;
   int real_child = -1, complex_child = -1;  // numbers of their passes in Plan::passes, -1 for length 1
-  std::vector<A> twiddles;   // [columns][complex_children (less the first, if is_complex)] {cos, sin}
+  std::vector<A>
+      twiddles;  // [columns][complex_children (less the first, if is_complex)] {cos, -sin}; see is_last()
   std::vector<A> rotations;  // odd radix, h = (radix-1)/2: [h][h] cos, then [h][h] sin of 2 pi k s / radix
 
   int length() const { return radix * columns; }
+
+  // Whether the complex children are of length 1, results: Plan::turns take the place of the twiddles, which are all 1.
+  bool is_last() const { return columns == 1; }
 
   // Where row k of a real pass begins, the values j + k * columns. With a skew, each complex child's two rows lie that
   // much further on than they would without: rows a power of two apart would meet in one set of the nearest cache,
@@ -69,23 +73,24 @@ struct Plan {
   std::vector<Pass<A>> passes;
   int root = -1;  // number of the first pass, -1 where there is none (q = 1)
 
-  // Forward: the first pass reads input order[j] as its value j, and y[k] = finish[k] of the working tile.
-  // The adjoint begins with the transpose of `finish` (y[k] and y[q-k] are made of the same two values), and
-  // x[i] = working value adjoint_order[i].
+  // The first pass of the forward reads input order[j] as its value j.
   std::vector<int32_t> order;
-  std::vector<Combine<A>> finish;      // [q]
-  std::vector<int32_t> adjoint_order;  // [q]
+  // Where the working tile has y[k] and x[i], each after one direction and before the other.
+  std::vector<int32_t> place_of_y, place_of_x;  // [q]
+  // By places of results: {a, b} of the complex ones, which become a re + b im, b re - a im, a factor of the real ones.
+  // A symmetric map: the adjoint applies it as well, before all passes.
+  std::vector<A> turns;  // [work_size]
 
-  // Bluestein only: a complex(M) convolution between start and finish, of the adjoint between adjoint_start and one
-  // more step in place, adjoint_finish. Empty otherwise.
-  std::vector<Combine<A>> start, adjoint_start;  // [work_size]
-  std::vector<Combine<A>> adjoint_finish;        // [q]
-  std::vector<A> spectrum;  // [2M]: real parts, imaginary parts, in the order the passes leave frequencies in
+  // Bluestein only, otherwise empty: a complex(M) convolution, with the kernel's spectrum in the turns, and without it
+  // in those of the way back. Combined from x before it, to y in place after it; the same for the adjoint.
+  std::vector<A> turns_back;                       // [work_size]
+  std::vector<Combine<A>> start, adjoint_start;    // [work_size]
+  std::vector<Combine<A>> finish, adjoint_finish;  // [q]
 
   double
       cost;  // vector operations of one transform, loads and stores included; speeds follow it within a third
 
-  bool is_bluestein() const { return !spectrum.empty(); }
+  bool is_bluestein() const { return !turns_back.empty(); }
   int64_t bytes() const;
 };
 
