@@ -12,12 +12,16 @@ namespace DCTPS_ISA {
 // im swapped.
 
 template <class V>
+DCTPS_INLINE void sum_and_difference(V& a, V& b) {
+  const V difference = a - b;
+  a += b;
+  b = difference;
+}
+
+template <class V>
 DCTPS_INLINE void dft2(V& ar, V& ai, V& br, V& bi) {
-  const V dr = ar - br, di = ai - bi;
-  ar += br;
-  ai += bi;
-  br = dr;
-  bi = di;
+  sum_and_difference(ar, br);
+  sum_and_difference(ai, bi);
 }
 
 template <class V>
@@ -167,7 +171,7 @@ class TileTransform {
       default:
         first_pass<16>(first, work, squares);
     }
-    run_children<false>(first, work, plan_.turns.data(), meanwhile);
+    run_children<false>(first, work, plan_.turns.data(), 1, meanwhile);
   }
   template <class Work>  // const V*, or InTwo<V> for two tiles at once
   DCTPS_INLINE auto finish(Work work, int64_t k) const {
@@ -209,6 +213,9 @@ class TileTransform {
   // in large bursts.
   static constexpr int64_t kFewValues = 32;
 
+  // So many values of small complex transforms go through a pass together: few calls, and still in the nearest cache.
+  static constexpr int64_t kNearValues = 256;
+
   // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
   // order. The first pass reads `input`, if any. turns: those of work's places.
@@ -218,7 +225,8 @@ class TileTransform {
     const Pass<A>& pass = plan_.passes[size_t(number)];
     const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
     const bool is_leaf = pass.real_child < 0 && pass.complex_child < 0;
-    const int few = is_leaf && size < kFewValues ? int(kFewValues / size) : 1;
+    const int64_t group = is_leaf ? kFewValues : pass.is_complex ? kNearValues : size;
+    const int few = size < group ? int(group / size) : 1;
     for (int b = 0; b < blocks; b += few, work += few * size, turns += few * size) {
       const int here = blocks - b < few ? blocks - b : few;
       if (!Adjoint || is_leaf) apply<Adjoint>(pass, work, turns, here, input);
@@ -226,18 +234,20 @@ class TileTransform {
         meanwhile(size * here);
         continue;
       }
-      run_children<Adjoint>(pass, work, turns, meanwhile);
-      if (Adjoint) apply<Adjoint>(pass, work, turns, 1, nullptr);
+      run_children<Adjoint>(pass, work, turns, here, meanwhile);
+      if (Adjoint) apply<Adjoint>(pass, work, turns, here, nullptr);
     }
   }
 
+  // Of several blocks only where the pass is complex: then their children lie one behind the other.
   template <bool Adjoint, class Meanwhile>
-  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, const A* turns, Meanwhile& meanwhile) const {
+  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, const A* turns, int blocks,
+                                 Meanwhile& meanwhile) const {
     run<Adjoint>(pass.real_child, work, turns, pass.real_children, nullptr, meanwhile);
-    const int together = pass.skew ? 1 : pass.complex_children;  // children one behind the other
+    const int together = pass.skew ? 1 : pass.complex_children;
     for (int c = 0; c < pass.complex_children; c += together) {
       const int64_t at = pass.complex_child_at(c);
-      run<Adjoint>(pass.complex_child, work + at, turns + at, together, nullptr, meanwhile);
+      run<Adjoint>(pass.complex_child, work + at, turns + at, together * blocks, nullptr, meanwhile);
     }
   }
 
@@ -409,7 +419,9 @@ class TileTransform {
   template <bool Adjoint, int R, bool Last>
   static DCTPS_INLINE void real_butterfly(const Pass<A>& pass, const A* turns, int64_t j, V* x) {
     const int r = R ? R : pass.radix;
+    constexpr bool kEndsInPair = Last && R > 2 && R % 2 == 0;  // the real child, of length 2, is done here
     if (Adjoint) real_twiddles<Adjoint, R, Last>(pass, turns, j, x);
+    if (Adjoint && kEndsInPair) sum_and_difference(x[0], x[1]);
     if constexpr (R == 2) {
       const A sign = j % 2 ? A(-1) : A(1);
       if constexpr (!Adjoint) {
@@ -430,6 +442,7 @@ class TileTransform {
     } else {
       real_odd_dft<Adjoint>(x, r, pass.rotations.data());
     }
+    if (!Adjoint && kEndsInPair) sum_and_difference(x[0], x[1]);
     if (!Adjoint) real_twiddles<Adjoint, R, Last>(pass, turns, j, x);
   }
 
@@ -443,7 +456,7 @@ class TileTransform {
       V &re = x[first + 2 * s], &im = x[first + 2 * s + 1];
       Last ? turn(re, im, factors + 2 * s) : twiddle<Adjoint>(re, im, factors + 2 * s);
     }
-    if constexpr (Last && (R % 2 || R == 0 || R == 2)) {  // results, too, and not a real child's values
+    if constexpr (Last) {
       for (int s = 0; s < first; ++s) x[s] *= turns[s];
     }
   }

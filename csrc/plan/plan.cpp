@@ -38,12 +38,12 @@ int complex_radix(int64_t n) {
   return log2 % 3 == 0 && n < 8 * kAliasedColumns ? 8 : 4;
 }
 
-// Radix 16 only for the first pass, and only where the children of radix 8 would not fit into the nearest cache.
+// Radix 16 only for the last pass, and for a first one where the children of radix 8 would not fit into the nearest cache.
 constexpr int64_t kLongFirstPass = 2048;
 constexpr int kSkew = 8;
 
 int real_radix(int64_t n, bool is_first) {
-  if (is_first && n > kLongFirstPass && n % 16 == 0) return 16;
+  if (n == 16 || (is_first && n > kLongFirstPass && n % 16 == 0)) return 16;
   if (n % 8 == 0) return 8;
   if (n % 4 == 0) return 4;
   if (n % 2 == 0) return 2;
@@ -60,7 +60,8 @@ RealSplit split_real(int64_t n, int radix) {
     case 16:
     case 8:
     case 4:
-      return {2 * n / radix, 1, complex_children(radix)};
+      if (n > radix) return {2 * n / radix, 1, complex_children(radix)};
+      return {1, 2, complex_children(radix)};
     case 2:
       return {n / 2, 2, complex_children(radix)};
     default:
@@ -133,7 +134,7 @@ class Builder {
     pass.is_complex = is_complex;
     pass.radix = is_complex ? complex_radix(length) : real_radix(length, is_first);
     pass.columns = int(length / pass.radix);
-    pass.skew = !is_complex && pass.radix == 16 ? kSkew : 0;
+    pass.skew = !is_complex && pass.radix == 16 && !pass.is_last() ? kSkew : 0;
     const RealSplit split = is_complex ? RealSplit{0, 0, pass.radix} : split_real(length, pass.radix);
     pass.real_child_length = int(split.real_length);
     pass.real_children = split.real_children;
@@ -172,7 +173,7 @@ class Builder {
       return;
     }
     const Pass<A>& pass = plan_.passes[size_t(number)];
-    const int64_t m = pass.columns, r = pass.radix;
+    const int64_t r = pass.radix;
     if (is_complex) {
       for (int64_t s = 0; s < r; ++s) {
         place(pass.complex_child, true, base + pass.complex_child_at(s), (offset + stride * s) % total,
@@ -182,8 +183,9 @@ class Builder {
     }
     const int64_t step = pass.length() / pass.real_child_length;  // between the frequencies of a real child
     for (int child = 0; child < pass.real_children; ++child) {
-      // Radix 2: the second child has the frequencies 2t + m; it is the FFT of (x[j] - x[j+m]) (-1)^j.
-      const int64_t shift = child * m;
+      // Radix 2: the second child has the frequencies 2t + m; it is the FFT of (x[j] - x[j+m]) (-1)^j. Of a last pass the
+      // second one is the frequency length / 2 alone.
+      const int64_t shift = child * (pass.length() / 2);
       place(pass.real_child, false, base + child * int64_t(pass.real_child_length),
             (offset + stride * shift) % total, stride * step % total, total, places);
     }

@@ -7,6 +7,7 @@
 //     real(n)    -> radix 4, 8, 16:    real(2n/r) + (r/2-1) complex(n/r)
 //                   radix 2 (n/2 odd): 2 real(n/2)
 //                   odd r:             real(n/r) + (r-1)/2 complex(n/r)
+//                   (n = r even:       2 real(1) + (r/2-1) complex(1))
 //     complex(n) -> r complex(n/r)
 // Only one of each conjugate pair V[k], V[q-k] is ever computed, and y[k], y[q-k] are the real and the negative
 // imaginary part of c_k e^(-i pi k/2q) V[k]. The pass that ends in V[k] multiplies by that and leaves y where V would
@@ -43,7 +44,7 @@ struct Pass {
   int radix;
   int columns;        // m: length / radix
   int skew = 0;       // of a real pass: see row()
-  int real_children;  // of a real pass: 1, or 2 for radix 2; their length: see real_child_length
+  int real_children;  // of a real pass: 1, or 2 for radix 2 and for an even last one
   int real_child_length;
   int complex_children;
   int real_child = -1, complex_child = -1;  // numbers of their passes in Plan::passes, -1 for length 1
