@@ -80,9 +80,10 @@ struct Shape {
   A alpha;
   int64_t most_inner[2] = {0, 0};  // of a group's parts: values for each cell between reduce and expand
 
+  // whole_rows: see TapSpace.
   Shape(const ConvGeometry& g, int64_t batch, const Images& x, const Images& y, const void* alpha_pointer,
-        bool transforms)
-      : space(g, batch, x, y),
+        bool transforms, int64_t whole_rows)
+      : space(g, batch, x, y, whole_rows),
         groups(g.groups),
         channels(x.channels / g.groups),
         filters(y.channels / g.groups),
@@ -142,19 +143,27 @@ template <class E>
 struct ForwardTile {
   using A = Accumulator<E>;
   static constexpr int64_t L = kLanes<A>;
+  static constexpr int64_t kLanesUnit = kFewVectors * L;  // of steps and chunks, and what SeenLanes are for
   const Conv2dForwardArgs& args;
   const Shape<E>& shape;
-  int64_t cells;                         // of a step
-  int64_t ahead, lag;                    // of Z before H, of H before y: the reach in columns and in rows
+  int64_t cells;  // of a step
+  // Of Z before H, of H before y: the reach in columns, in whole vectors so that packed rows of y begin with one, and
+  // that in rows.
+  int64_t ahead, lag;
   int64_t x_before, z_before, h_before;  // cells that are kept of each: these reaches, in whole vectors
   // Rows of x_before + cells, z_before + cells, h_before + cells, and cells.
   int64_t x_pitch, z_pitch, h_pitch, pitch;
-  A *x, *z, *h;          // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
-  A *inner, *y;          // [planes][inner] and [kStored] rows of `cells`
-  A *z_kept, *h_kept;    // [m][2][planes][z_before], [m][2][row planes][h_before]
-  int64_t* places;       // [n]: what a column of S sees, in a group's x
+  A *x, *z, *h;        // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
+  A *inner, *y;        // [planes][inner] and [kStored] rows of `cells`
+  A *z_kept, *h_kept;  // [m][2][planes][z_before], [m][2][row planes][h_before]
+  struct Place {
+    int64_t offset;
+    SeenLanes lanes;
+  };
+  Place* places;         // [n]: what a column of S sees, in a group's x
   TapEntry<A>* entries;  // of one filter
   TapTerm<A>* terms;
+  std::vector<SeenLanes> lanes;   // of each column of the kernel
   std::vector<Cells<E>> sources;  // of each plane, of the next step
   Cells<E> target;
   bool fetches;  // x for the next step, while this one is made
@@ -163,10 +172,9 @@ struct ForwardTile {
       : args(arguments), shape(s), cells(step), sources(size_t(s.planes)) {
     target.streaming = is_large<E>(args.y, args.batch);
     fetches = is_large<E>(args.x, args.batch);
-    ahead = s.space.columns.most_shift;
+    ahead = z_before = round_up(s.space.columns.most_shift, L);
     lag = s.space.row_reach();
     x_before = round_up(lag + ahead, L);
-    z_before = round_up(ahead, L);
     h_before = round_up(lag, L);
     x_pitch = row_pitch<A>(x_before + cells);
     z_pitch = row_pitch<A>(z_before + cells);
@@ -176,14 +184,32 @@ struct ForwardTile {
     take(counted);
     Pieces pieces(thread_workspace(size_t(counted.bytes())));
     take(pieces);
+    for (const TapAxis::Tap& tap : s.space.columns.taps) lanes.push_back(seen_lanes(tap));
     if (args.s.nnz) {
       for (int64_t column = 0; column < args.s.n; ++column) {
         int64_t tap, channel;
         shape.place(int32_t(column), tap, channel);
-        places[column] = (shape.tap_plane(tap) * args.x.channels + channel) * x_pitch + x_before - lag -
-                         ahead + shape.tap_shift(tap);
+        places[column] = {(shape.tap_plane(tap) * args.x.channels + channel) * x_pitch + x_before - lag -
+                              ahead + shape.tap_shift(tap),
+                          lanes[size_t(tap) % lanes.size()]};
       }
     }
+  }
+
+  static int64_t reach(const Shape<E>& s) {
+    return s.space.row_reach() + round_up(s.space.columns.most_shift, L);
+  }
+
+  // Cells of H and y begin steps and chunks at a multiple of kLanesUnit, less `ahead` and whole rows.
+  SeenLanes seen_lanes(const TapAxis::Tap& tap) const {
+    const TapAxis& columns = shape.space.columns;
+    if (!columns.is_packed) return kAllLanes;
+    LaneMask seen[kFewVectors] = {};
+    for (int64_t i = 0; i < kLanesUnit; ++i) {
+      const int64_t column = (i + columns.pitch * ahead - ahead) % columns.pitch;
+      if (column >= tap.begin && column < tap.end) seen[i / L] |= LaneMask(1u << i % L);
+    }
+    return {seen[0], seen[1]};
   }
 
   static int64_t most_cells(const Conv2dForwardArgs& args, const Shape<E>& s) {
@@ -205,7 +231,7 @@ struct ForwardTile {
     const int64_t row_planes = int64_t(shape.space.rows.origins.size());
     x = pieces.take<A>(shape.planes * args.x.channels * x_pitch);
     y = pieces.take<A>(kStored<A> * pitch);
-    places = pieces.take<int64_t>(args.s.nnz ? args.s.n : 0);
+    places = pieces.take<Place>(args.s.nnz ? args.s.n : 0);
     int64_t longest = 1;
     for (int64_t k = 0; k < shape.m && args.s.nnz; ++k) {
       longest = std::max(longest, int64_t(args.s.crow[k + 1] - args.s.crow[k]));
@@ -356,7 +382,7 @@ struct ForwardTile {
       };
       int count = 0;
       for (int64_t b = 0; b < width; ++b) {
-        if (b != width / 2) terms[count++] = {turns[2 * b], turns[2 * b + 1], offset(b)};
+        if (b != width / 2) terms[count++] = {turns[2 * b], turns[2 * b + 1], lanes[size_t(b)], offset(b)};
       }
       const int64_t center = offset(width / 2);
       rotated_sum<A>(re, im, &center, terms, count, cells / L, h + row_plane * h_pitch + h_before,
@@ -378,16 +404,17 @@ struct ForwardTile {
         const A* factors = shape.plan->down.data() + 2 * (k * height + a);
         const int64_t seen =
             h - x + tap.plane * h_pitch + h_before - lag + tap.shift * shape.space.columns.pitch;
-        *entry++ = {shape.alpha * factors[0], seen + (swaps ? h_im : 0)};
+        *entry++ = {shape.alpha * factors[0], kAllLanes, seen + (swaps ? h_im : 0)};
         if (a != height / 2 || shape.plan->turns) {
-          *entry++ = {shape.alpha * factors[1], seen + (swaps ? 0 : h_im)};
+          *entry++ = {shape.alpha * factors[1], kAllLanes, seen + (swaps ? 0 : h_im)};
         }
       }
     }
     const SparseMatrix& s = args.s;
     const A* values = static_cast<const A*>(s.values);
     for (int32_t t = s.nnz ? s.crow[k] : 0, end = s.nnz ? s.crow[k + 1] : 0; t < end; ++t) {
-      *entry++ = {values[t], places[s.col[t]] + group * shape.channels * x_pitch};
+      const Place& place = places[s.col[t]];
+      *entry++ = {values[t], place.lanes, place.offset + group * shape.channels * x_pitch};
     }
     if (entry == entries) *entry++ = {};  // nothing but the bias
     const A bias = args.bias ? static_cast<const A*>(args.bias)[k] : A(0);
@@ -399,16 +426,18 @@ template <class E>
 void forward(const Conv2dForwardArgs& args) {
   if (!args.batch) return;
   using Tile = ForwardTile<E>;
-  const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr);
+  constexpr int64_t kUnit = Tile::kLanesUnit;
+  const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr,
+                       kMasksLanes ? kUnit : 0);
   // Chunks of whole steps, of which the first only begins y's: one for a single thread, a few for each of several.
   const int64_t line = shape.space.cells, most = Tile::most_cells(args, shape), workers = max_workers();
-  const int64_t behind = shape.space.reach();
+  const int64_t behind = Tile::reach(shape);
   const int64_t least = std::max(behind, kFewestVectors * kLanes<Accumulator<E>>);
   const int64_t fewest = std::clamp(line / least, int64_t(1), workers);
   const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);
-  const int64_t of_chunk = ceil_div(line, wanted) + behind, steps = ceil_div(of_chunk, most);
-  const int64_t step = round_up(ceil_div(of_chunk, steps), kFewVectors * kLanes<Accumulator<E>>),
-                chunk = steps * step - behind;
+  const int64_t of_chunk = round_up(ceil_div(line, wanted), kUnit) + behind, steps = ceil_div(of_chunk, most);
+  const int64_t step = round_up(ceil_div(of_chunk, steps), kUnit),
+                chunk = (steps * step - behind) / kUnit * kUnit;
   parallel_chunks(ceil_div(line, chunk), [&] {
     return [chunk, line, tile = Tile(args, shape, step)](int64_t number) mutable {
       tile.run(number * chunk, std::min((number + 1) * chunk, line));
@@ -601,7 +630,7 @@ struct BackwardTile {
       for (int64_t a = 0; a < height; ++a) {
         const TapAxis::Tap& tap = rows.taps[size_t(a)];
         if (tap.plane == row_plane)
-          terms[count++] = {down[2 * a], down[2 * a + 1], -tap.shift * columns.pitch};
+          terms[count++] = {down[2 * a], down[2 * a + 1], kAllLanes, -tap.shift * columns.pitch};
       }
       A *re = h + row_plane * pitch, *im = h_im + row_plane * pitch;
       spread_sum<A>(dy + f * dy_pitch + before - across, terms, count,
@@ -620,7 +649,7 @@ struct BackwardTile {
             has_center = true;
             center = across - tap.shift;
           } else {
-            terms[count++] = {turns[2 * b], -turns[2 * b + 1], across - tap.shift};
+            terms[count++] = {turns[2 * b], -turns[2 * b + 1], kAllLanes, across - tap.shift};
           }
         }
         const int64_t plane = shape.space.plane(row_plane, column_plane);
@@ -709,11 +738,11 @@ struct BackwardTile {
     const A* values = static_cast<const A*>(args.s.values);
     for (int64_t t = begin; t < end; ++t) {
       const PlacedEntry& entry = placed.entries[size_t(t)];
-      entries[t - begin] = {values ? values[entry.number] : A(0),
+      entries[t - begin] = {values ? values[entry.number] : A(0), kAllLanes,
                             (entry.row - first_filter) * dy_pitch + before - entry.shift};
     }
     if (wants_dx) {
-      entries[end - begin] = {A(1), to - dy};
+      entries[end - begin] = {A(1), kAllLanes, to - dy};
       sum_entries(entries, end - begin + 1, dy, cells / L, A(0), to);
     }
     if (!args.sums.dvalues) return;
@@ -731,7 +760,7 @@ void backward(const Conv2dBackwardArgs& args) {
   A* const dvalues = static_cast<A*>(args.sums.dvalues);
   A* const dbias = static_cast<A*>(args.sums.dbias);
   const Shape<E> shape(args.geometry, args.batch, args.x, args.dy, args.alpha,
-                       args.alpha && (wants_dx || args.sums.dalpha));
+                       args.alpha && (wants_dx || args.sums.dalpha), 0);
   const PlacedEntries<E> placed(shape, args.s);
   const int64_t cells = shape.tile_cells(BackwardTile<E>::values(shape), shape.space.reach());
   OrderedSections sections(1);

@@ -2,6 +2,8 @@
 // the taps of a row or a column, and sparse products.
 #pragma once
 
+#include <algorithm>
+
 #include "common/integers.h"
 #include "common/simd.h"
 #include "patch/tap_space.h"
@@ -77,7 +79,8 @@ struct Cells {
  private:
   void find_pieces(const Images& images) {
     pieces.clear();
-    if (!kMovesLanes || images.width >= L) return;
+    const auto fills_vector = [](const Run& run) { return run.count >= L; };
+    if (!kMovesLanes || std::any_of(runs.begin(), runs.end(), fills_vector)) return;
     for (const Run& run : runs) {
       if (run.stride != 1) return pieces.clear();
       for (int64_t i = 0, here; i < run.count; i += here) {
@@ -203,10 +206,20 @@ DCTPS_INLINE void fetch_cells(const Images& images, const Cells<E>& source, int6
 
 // ---- sums over taps
 
+// The lanes of every even and every odd vector of a tile in which a tap sees pixels, where rows have no padding between
+// them (TapAxis::is_packed).
+struct SeenLanes {
+  LaneMask even, odd;
+
+  DCTPS_INLINE LaneMask of(int vector) const { return vector % 2 ? odd : even; }
+};
+constexpr SeenLanes kAllLanes{0xffff, 0xffff};
+
 // One tap of a sum: its factors and how far away its cells are.
 template <class A>
 struct TapTerm {
   A c, s;
+  SeenLanes lanes;
   int64_t offset;
 };
 
@@ -231,10 +244,11 @@ DCTPS_INLINE void rotated_sum_at(const A* re, const A* im, const int64_t* center
     for (int v = 0; v < Vectors; ++v) {
       const Vec<A> x = in_register(load(re + term.offset + v * L));
       const Vec<A> y = in_register(load(im + term.offset + v * L));
-      r[v] += x * term.c;
-      i[v] += y * term.c;
-      r[v] -= y * term.s;
-      i[v] += x * term.s;
+      const LaneMask lanes = term.lanes.of(v);
+      r[v] = add_product<A>(r[v], x, term.c, lanes);
+      i[v] = add_product<A>(i[v], y, term.c, lanes);
+      r[v] = add_product<A>(r[v], y, -term.s, lanes);
+      i[v] = add_product<A>(i[v], x, term.s, lanes);
     }
   }
 #pragma GCC unroll 8
@@ -244,8 +258,8 @@ DCTPS_INLINE void rotated_sum_at(const A* re, const A* im, const int64_t* center
   }
 }
 
-// The complex sum out[p] = in[p + center] + sum over terms of (c + i s) in[p + offset], re and im apart; without a
-// center the first part is 0. `vectors` is even.
+// The complex sum out[p] = in[p + center] + sum over terms of (c + i s) in[p + offset], re and im apart, each term in the
+// lanes that it sees; without a center the first part is 0. `vectors` is even.
 template <class A>
 void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<A>* terms, int count,
                  int64_t vectors, A* out_re, A* out_im) {
@@ -288,6 +302,7 @@ void spread_sum(const A* in, const TapTerm<A>* terms, int count, int64_t vectors
 template <class A>
 struct TapEntry {
   A value;
+  SeenLanes lanes;
   int64_t offset;
 };
 
@@ -309,7 +324,7 @@ DCTPS_INLINE void sum_entries_at(const TapEntry<A>* entry, const TapEntry<A>* en
 #pragma GCC unroll 32
     for (int v = 0; v < Vectors; ++v) {
       if (kFetchesEntries) __builtin_prefetch(later + v * L);
-      sum[v] += load(from + v * L) * entry->value;
+      sum[v] = add_product<A>(sum[v], load(from + v * L), entry->value, entry->lanes.of(v));
     }
   } while (++entry != end);
 #pragma GCC unroll 32
@@ -339,7 +354,7 @@ void in_blocks(int64_t vectors, const Body& body) {
   }
 }
 
-// sums[p] = start + sum over the `count` >= 1 entries of value x[p + offset], in their order.
+// sums[p] = start + sum over the `count` >= 1 entries of value x[p + offset], in their order, in the lanes that each sees.
 template <class A>
 void sum_entries(const TapEntry<A>* entries, int64_t count, const A* x, int64_t vectors, A start, A* sums) {
   in_blocks(vectors, [&](int64_t v, int64_t here) {
