@@ -67,7 +67,7 @@ struct Cells {
 
   // For load_cells and store_cells, once the runs are there.
   void prepare(const Images& images, int64_t cells) {
-    if (!has_channels_last(images)) return find_pieces(images);
+    if (!has_channels_last(images)) return find_pieces();
     padding.resize(size_t(images.channels));
     pixels.assign(size_t(cells), padding.data());
     for (const Run& run : runs) {
@@ -77,7 +77,7 @@ struct Cells {
   }
 
  private:
-  void find_pieces(const Images& images) {
+  void find_pieces() {
     pieces.clear();
     const auto fills_vector = [](const Run& run) { return run.count >= L; };
     if (!kMovesLanes || std::any_of(runs.begin(), runs.end(), fills_vector)) return;
