@@ -137,6 +137,41 @@ def test_rows_so_wide_that_a_patch_spans_several_tiles(backend, dilation, thread
             assert_accurate(gradients[index], wanted, torch.float32)
 
 
+# On AVX-512 such rows follow each other without padding; a pixel that is not finite shows who reads it.
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("width", [2, 8, 16, 32])
+def test_rows_of_whole_vectors_do_not_see_their_neighbours(
+    backend, width, dtype, threads, count, channels_last
+):
+    if backend == "cuda" or _C.isa() == "emulated":
+        pytest.skip("about the CPU's line of cells")
+    threads(count)
+    for kernel, keywords in (
+        ((3, 3), dict(padding=1)),
+        ((5, 4), dict(padding=2, groups=2)),
+        ((3, 3), dict(padding=1, stride=2)),
+        ((3, 3), dict(padding=(0, 2), dilation=2)),
+        ((3, 3), dict(padding=3, dilation=2)),
+        ((2, 7), dict(padding=(1, 3))),
+    ):
+        geometry = (4, 6, kernel, keywords)
+        x, values, support, alpha, bias, keywords = operands(
+            geometry, dtype, batch=4, density=0.3, height=10, width=width
+        )
+        x[1, :, 4, -1] = torch.inf
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            y = dctps_conv2d(x, values, support, alpha, bias, **keywords, algorithm="taps")
+        oracle = twin(x.double(), values.double(), support, alpha.double(), bias.double(), keywords)
+        finite = oracle.isfinite()
+        assert finite.any() and not finite.all()
+        assert torch.equal(y.isfinite(), finite)
+        assert_accurate(y[finite], oracle[finite], dtype)
+
+
 def oracle_alpha_scale(doubles, support, keywords, dy):
     """alpha times the sum of the magnitudes that dalpha is summed from."""
     x, _, alpha, _ = doubles

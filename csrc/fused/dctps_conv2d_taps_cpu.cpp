@@ -137,7 +137,7 @@ DCTPS_INLINE Vec<A> folded(const A* x, int64_t pitch, int64_t channels, int part
 
 // ---------------------------------------------------------------------------------------------------- forward
 
-// A part of the line, `cells` at a time. Each step makes as many cells of every kind, a reach behind those that they are
+// A part of the line, about `most` cells at a time. Each step makes as many cells of every kind, a reach behind those that they are
 // made of; what later steps read again is kept: of x as it is, of Z and H for each filter.
 template <class E>
 struct ForwardTile {
@@ -146,15 +146,15 @@ struct ForwardTile {
   static constexpr int64_t kLanesUnit = kFewVectors * L;  // of steps and chunks, and what SeenLanes are for
   const Conv2dForwardArgs& args;
   const Shape<E>& shape;
-  int64_t cells;  // of a step
+  int64_t most, cells;  // of any step, of this one
   // Of Z before H, of H before y: the reach in columns, in whole vectors so that packed rows of y begin with one, and
   // that in rows.
   int64_t ahead, lag;
   int64_t x_before, z_before, h_before;  // cells that are kept of each: these reaches, in whole vectors
-  // Rows of x_before + cells, z_before + cells, h_before + cells, and cells.
+  // Rows of x_before + most, z_before + most, h_before + most, and most.
   int64_t x_pitch, z_pitch, h_pitch, pitch;
   A *x, *z, *h;        // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
-  A *inner, *y;        // [planes][inner] and [kStored] rows of `cells`
+  A *inner, *y;        // [planes][inner] and [kStored] rows of `most`
   A *z_kept, *h_kept;  // [m][2][planes][z_before], [m][2][row planes][h_before]
   struct Place {
     int64_t offset;
@@ -168,18 +168,18 @@ struct ForwardTile {
   Cells<E> target;
   bool fetches;  // x for the next step, while this one is made
 
-  ForwardTile(const Conv2dForwardArgs& arguments, const Shape<E>& s, int64_t step)
-      : args(arguments), shape(s), cells(step), sources(size_t(s.planes)) {
+  ForwardTile(const Conv2dForwardArgs& arguments, const Shape<E>& s, int64_t most_of_step)
+      : args(arguments), shape(s), most(most_of_step), sources(size_t(s.planes)) {
     target.streaming = is_large<E>(args.y, args.batch);
     fetches = is_large<E>(args.x, args.batch);
     ahead = z_before = round_up(s.space.columns.most_shift, L);
     lag = s.space.row_reach();
     x_before = round_up(lag + ahead, L);
     h_before = round_up(lag, L);
-    x_pitch = row_pitch<A>(x_before + cells);
-    z_pitch = row_pitch<A>(z_before + cells);
-    h_pitch = row_pitch<A>(h_before + cells);
-    pitch = row_pitch<A>(cells);
+    x_pitch = row_pitch<A>(x_before + most);
+    z_pitch = row_pitch<A>(z_before + most);
+    h_pitch = row_pitch<A>(h_before + most);
+    pitch = row_pitch<A>(most);
     Pieces counted(nullptr);
     take(counted);
     Pieces pieces(thread_workspace(size_t(counted.bytes())));
@@ -224,7 +224,8 @@ struct ForwardTile {
       const int64_t near = kNearBytes / int64_t(sizeof(A)) / (s.planes * channels) / L;
       vectors = std::min(vectors, near / kMostSums * kMostSums);
     }
-    return std::clamp(vectors, std::max(kFewestVectors, int64_t(kMostSums)), kMostStepVectors) * L;
+    vectors = std::clamp(vectors, std::max(kFewestVectors, int64_t(kMostSums)), kMostStepVectors);
+    return vectors / kFewVectors * kLanesUnit;
   }
 
   void take(Pieces& pieces) {
@@ -248,11 +249,16 @@ struct ForwardTile {
 
   // y in cells begin .. end - 1.
   void run(int64_t begin, int64_t end) {
-    const int64_t behind = lag + ahead;
-    find_x(begin - x_before, x_before + cells);
-    for (int64_t first = begin; first < end + behind; first += cells) {
-      load_x(first == begin ? 0 : x_before);
-      find_x(first + cells, cells);
+    const int64_t behind = lag + ahead, units = ceil_div(end + behind - begin, kLanesUnit);
+    const int64_t steps = ceil_div(units * kLanesUnit, most);
+    auto start = [=](int64_t number) { return begin + units * number / steps * kLanesUnit; };
+    find_x(begin - x_before, x_before + start(1) - begin);
+    for (int64_t number = 0; number < steps; ++number) {
+      const int64_t first = start(number), next = start(number + 1);
+      if (number) keep_x();
+      cells = next - first;
+      load_x(number ? x_before : 0);
+      find_x(next, start(number + 2) - next);
       shape.space.output_runs(args.y, first - behind, begin, std::min(end, first - behind + cells),
                               target.runs);
       target.prepare(args.y, cells);
@@ -267,11 +273,15 @@ struct ForwardTile {
     }
   }
 
-  // New cells, behind the last `kept` of those that are there.
-  void load_x(int64_t kept) {
-    for (int64_t row = 0; row < shape.planes * args.x.channels && kept; ++row) {
-      std::memmove(x + row * x_pitch, x + row * x_pitch + cells, size_t(kept) * sizeof(A));
+  // The last cells of the step before.
+  void keep_x() {
+    for (int64_t row = 0; row < shape.planes * args.x.channels; ++row) {
+      std::memmove(x + row * x_pitch, x + row * x_pitch + cells, size_t(x_before) * sizeof(A));
     }
+  }
+
+  // New cells, behind `kept` ones.
+  void load_x(int64_t kept) {
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
       load_cells<E>(args.x, sources[size_t(plane)], x_before + cells - kept, 0, args.x.channels,
                     x + plane * args.x.channels * x_pitch + kept, x_pitch);
@@ -429,15 +439,14 @@ void forward(const Conv2dForwardArgs& args) {
   constexpr int64_t kUnit = Tile::kLanesUnit;
   const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr,
                        kMasksLanes ? kUnit : 0);
-  // Chunks of whole steps, of which the first only begins y's: one for a single thread, a few for each of several.
+  // One chunk for a single thread, a few for each of several.
   const int64_t line = shape.space.cells, most = Tile::most_cells(args, shape), workers = max_workers();
   const int64_t behind = Tile::reach(shape);
   const int64_t least = std::max(behind, kFewestVectors * kLanes<Accumulator<E>>);
   const int64_t fewest = std::clamp(line / least, int64_t(1), workers);
   const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);
-  const int64_t of_chunk = round_up(ceil_div(line, wanted), kUnit) + behind, steps = ceil_div(of_chunk, most);
-  const int64_t step = round_up(ceil_div(of_chunk, steps), kUnit),
-                chunk = (steps * step - behind) / kUnit * kUnit;
+  const int64_t chunk = round_up(ceil_div(line, wanted), kUnit);
+  const int64_t step = std::min(most, round_up(chunk + behind, kUnit));
   parallel_chunks(ceil_div(line, chunk), [&] {
     return [chunk, line, tile = Tile(args, shape, step)](int64_t number) mutable {
       tile.run(number * chunk, std::min((number + 1) * chunk, line));
