@@ -146,10 +146,8 @@ struct ForwardTile {
   static constexpr int64_t kLanesUnit = kFewVectors * L;  // of steps and chunks, and what SeenLanes are for
   const Conv2dForwardArgs& args;
   const Shape<E>& shape;
-  int64_t most, cells;  // of any step, of this one
-  // Of Z before H, of H before y: the reach in columns, in whole vectors so that packed rows of y begin with one, and
-  // that in rows.
-  int64_t ahead, lag;
+  int64_t most, cells;                   // of any step, of this one
+  int64_t ahead, lag;                    // of Z before H, of H before y: the reach in columns and in rows
   int64_t x_before, z_before, h_before;  // cells that are kept of each: these reaches, in whole vectors
   // Rows of x_before + most, z_before + most, h_before + most, and most.
   int64_t x_pitch, z_pitch, h_pitch, pitch;
@@ -172,9 +170,10 @@ struct ForwardTile {
       : args(arguments), shape(s), most(most_of_step), sources(size_t(s.planes)) {
     target.streaming = is_large<E>(args.y, args.batch);
     fetches = is_large<E>(args.x, args.batch);
-    ahead = z_before = round_up(s.space.columns.most_shift, L);
+    ahead = columns_reach(s);
     lag = s.space.row_reach();
     x_before = round_up(lag + ahead, L);
+    z_before = round_up(ahead, L);
     h_before = round_up(lag, L);
     x_pitch = row_pitch<A>(x_before + most);
     z_pitch = row_pitch<A>(z_before + most);
@@ -185,19 +184,19 @@ struct ForwardTile {
     Pieces pieces(thread_workspace(size_t(counted.bytes())));
     take(pieces);
     for (const TapAxis::Tap& tap : s.space.columns.taps) lanes.push_back(seen_lanes(tap));
-    if (args.s.nnz) {
-      for (int64_t column = 0; column < args.s.n; ++column) {
-        int64_t tap, channel;
-        shape.place(int32_t(column), tap, channel);
-        places[column] = {(shape.tap_plane(tap) * args.x.channels + channel) * x_pitch + x_before - lag -
-                              ahead + shape.tap_shift(tap),
-                          lanes[size_t(tap) % lanes.size()]};
+    Place* place = places;
+    for (int64_t tap = 0; args.s.nnz && tap * shape.channels < args.s.n; ++tap) {
+      const int64_t first =
+          shape.tap_plane(tap) * args.x.channels * x_pitch + x_before - lag - ahead + shape.tap_shift(tap);
+      for (int64_t channel = 0; channel < shape.channels; ++channel) {
+        *place++ = {first + channel * x_pitch, lanes[size_t(tap) % lanes.size()]};
       }
     }
   }
 
-  static int64_t reach(const Shape<E>& s) {
-    return s.space.row_reach() + round_up(s.space.columns.most_shift, L);
+  // In whole vectors where rows are packed, so that those of y begin with one.
+  static int64_t columns_reach(const Shape<E>& s) {
+    return round_up(s.space.columns.most_shift, s.space.columns.is_packed ? L : 1);
   }
 
   // Cells of H and y begin steps and chunks at a multiple of kLanesUnit, less `ahead` and whole rows.
@@ -441,7 +440,7 @@ void forward(const Conv2dForwardArgs& args) {
                        kMasksLanes ? kUnit : 0);
   // One chunk for a single thread, a few for each of several.
   const int64_t line = shape.space.cells, most = Tile::most_cells(args, shape), workers = max_workers();
-  const int64_t behind = Tile::reach(shape);
+  const int64_t behind = shape.space.row_reach() + Tile::columns_reach(shape);
   const int64_t least = std::max(behind, kFewestVectors * kLanes<Accumulator<E>>);
   const int64_t fewest = std::clamp(line / least, int64_t(1), workers);
   const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);

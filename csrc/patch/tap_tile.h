@@ -223,8 +223,8 @@ struct TapTerm {
   int64_t offset;
 };
 
-// Vectors that a sum over taps or entries keeps in registers.
-constexpr int kTapVectors = 4, kFewVectors = 2;
+// Vectors that a sum over taps or entries keeps in registers; of complex sums, whose terms' lanes are read again for each.
+constexpr int kTapVectors = 4, kFewVectors = 2, kComplexVectors = kVectorBytes == 64 ? 6 : 4;
 
 template <int Vectors, class A>
 DCTPS_INLINE void rotated_sum_at(const A* re, const A* im, const int64_t* center, const TapTerm<A>* terms,
@@ -247,7 +247,7 @@ DCTPS_INLINE void rotated_sum_at(const A* re, const A* im, const int64_t* center
       const LaneMask lanes = term.lanes.of(v);
       r[v] = add_product<A>(r[v], x, term.c, lanes);
       i[v] = add_product<A>(i[v], y, term.c, lanes);
-      r[v] = add_product<A>(r[v], y, -term.s, lanes);
+      r[v] = add_product<A>(r[v], -y, term.s, lanes);
       i[v] = add_product<A>(i[v], x, term.s, lanes);
     }
   }
@@ -265,10 +265,11 @@ void rotated_sum(const A* re, const A* im, const int64_t* center, const TapTerm<
                  int64_t vectors, A* out_re, A* out_im) {
   constexpr int L = kLanes<A>;
   int64_t v = 0;
-  for (; v + kTapVectors <= vectors; v += kTapVectors) {
-    rotated_sum_at<kTapVectors>(re + v * L, im + v * L, center, terms, count, out_re + v * L, out_im + v * L);
+  for (; v + kComplexVectors <= vectors; v += kComplexVectors) {
+    rotated_sum_at<kComplexVectors>(re + v * L, im + v * L, center, terms, count, out_re + v * L,
+                                    out_im + v * L);
   }
-  if (v < vectors) {
+  for (; v < vectors; v += kFewVectors) {
     rotated_sum_at<kFewVectors>(re + v * L, im + v * L, center, terms, count, out_re + v * L, out_im + v * L);
   }
 }
