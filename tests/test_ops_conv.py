@@ -160,16 +160,26 @@ def test_rows_of_whole_vectors_do_not_see_their_neighbours(
         x, values, support, alpha, bias, keywords = operands(
             geometry, dtype, batch=4, density=0.3, height=10, width=width
         )
-        x[1, :, 4, -1] = torch.inf
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            y = dctps_conv2d(x, values, support, alpha, bias, **keywords, algorithm="taps")
-        oracle = twin(x.double(), values.double(), support, alpha.double(), bias.double(), keywords)
-        finite = oracle.isfinite()
-        assert finite.any() and not finite.all()
-        assert torch.equal(y.isfinite(), finite)
-        assert_accurate(y[finite], oracle[finite], dtype)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        x = x.contiguous(memory_format=memory_format)
+        doubles = [t.double().requires_grad_() for t in (x, values, alpha, bias)]
+        oracle = twin(doubles[0], doubles[1], support, doubles[2], doubles[3], keywords)
+        y, dy, gradients = run_form(x, values, support, alpha, bias, keywords, form="taps")
+        assert_accurate(y, oracle.detach(), dtype)
+        wanted = torch.autograd.grad(oracle, doubles, dy.double(), retain_graph=True)
+        for index in (0, 1, 3):
+            assert_accurate(gradients[index], wanted[index], dtype)
+        for place in ((1, slice(None), 2, -1), (2, slice(None), 1, 0)):
+            infinite_x, infinite_dy = x.clone(), dy.clone()
+            infinite_x[place] = infinite_dy[place] = torch.inf
+            y, _, (dx, *_) = run_form(
+                infinite_x, values, support, alpha, bias, keywords, dy=infinite_dy, form="taps"
+            )
+            for result, expected in (
+                (y, twin(infinite_x, values, support, alpha, bias, keywords)),
+                (dx, torch.autograd.grad(oracle, doubles[0], infinite_dy.double(), retain_graph=True)[0]),
+            ):
+                assert torch.equal(result.isfinite(), expected.isfinite())
 
 
 def oracle_alpha_scale(doubles, support, keywords, dy):

@@ -213,19 +213,23 @@ DCTPS_INLINE Vec<double> compress_lanes<double>(Vec<double> value, uint32_t lane
 constexpr bool kMasksLanes = kVectorBytes == 64;
 using LaneMask = uint16_t;  // a bit for each lane
 
-// sum + x factor in these lanes, sum in the others; elsewhere in all.
+// sum + x y in these lanes, sum in the others; elsewhere in all.
 template <class A>
-DCTPS_INLINE Vec<A> add_product(Vec<A> sum, Vec<A> x, A factor, LaneMask lanes) {
+DCTPS_INLINE Vec<A> add_product(Vec<A> sum, Vec<A> x, Vec<A> y, LaneMask lanes) {
 #ifdef __AVX512F__
   if constexpr (sizeof(A) == 8) {
-    return Vec<A>(_mm512_mask3_fmadd_pd(__m512d(x), _mm512_set1_pd(factor), __m512d(sum), __mmask8(lanes)));
+    return Vec<A>(_mm512_mask3_fmadd_pd(__m512d(x), __m512d(y), __m512d(sum), __mmask8(lanes)));
   }
   if constexpr (sizeof(A) == 4) {
-    return Vec<A>(_mm512_mask3_fmadd_ps(__m512(x), _mm512_set1_ps(factor), __m512(sum), lanes));
+    return Vec<A>(_mm512_mask3_fmadd_ps(__m512(x), __m512(y), __m512(sum), lanes));
   }
 #endif
   static_cast<void>(lanes);
-  return sum + x * factor;
+  return sum + x * y;
+}
+template <class A>
+DCTPS_INLINE Vec<A> add_product(Vec<A> sum, Vec<A> x, A factor, LaneMask lanes) {
+  return add_product<A>(sum, x, factor - Vec<A>{}, lanes);  // minus, because of which nothing is computed
 }
 
 // ---- stores past the caches, for results too large to be read again from them

@@ -69,10 +69,17 @@ class Pieces {
   int64_t bytes_ = 0;
 };
 
+// How far away a tap is, and where it sees pixels.
+struct Place {
+  int64_t offset;
+  SeenLanes lanes;
+};
+
 // Sizes that both directions share.
 template <class E>
 struct Shape {
   using A = Accumulator<E>;
+  static constexpr int64_t kSeenCells = kFewVectors * kLanes<A>;  // that SeenLanes are for
   TapSpace space;
   int64_t groups, channels, filters;  // of a group
   int64_t m, planes;
@@ -80,10 +87,9 @@ struct Shape {
   A alpha;
   int64_t most_inner[2] = {0, 0};  // of a group's parts: values for each cell between reduce and expand
 
-  // whole_rows: see TapSpace.
   Shape(const ConvGeometry& g, int64_t batch, const Images& x, const Images& y, const void* alpha_pointer,
-        bool transforms, int64_t whole_rows)
-      : space(g, batch, x, y, whole_rows),
+        bool transforms)
+      : space(g, batch, x, y, kMasksLanes ? kSeenCells : 0),
         groups(g.groups),
         channels(x.channels / g.groups),
         filters(y.channels / g.groups),
@@ -104,9 +110,9 @@ struct Shape {
     const int64_t fitting = kTileBytes / int64_t(sizeof(A)) / values - reach;
     const int64_t most = kMostTileBytes / int64_t(sizeof(A)) / values - reach;
     int64_t cells = std::max(std::min(fitting, kMostVectors * L), std::min(2 * reach, most));
-    cells = std::max(std::min(cells, ceil_div(space.cells, kFewestTiles)), kFewestVectors * L);
-    const int64_t tiles = ceil_div(space.cells, cells);  // of about the same size
-    return round_up(ceil_div(space.cells, tiles), kUnit<A>);
+    const int64_t all = space.input_cells();
+    cells = std::max(std::min(cells, ceil_div(all, kFewestTiles)), kFewestVectors * L);
+    return round_up(ceil_div(all, ceil_div(all, cells)), kUnit<A>);  // all tiles of about the same size
   }
 
   // The tap that a column of S stands for, and its channel.
@@ -120,6 +126,18 @@ struct Shape {
   const TapAxis::Tap& column_tap(int64_t tap) const {
     return space.columns.taps[size_t(tap) % space.columns.taps.size()];
   }
+  // Whether seen(column), of two vectors that begin in column `start`, and so in each two vectors behind.
+  template <class Seen>
+  SeenLanes seen_lanes(int64_t start, const Seen& seen) const {
+    const int64_t L = kLanes<A>, pitch = space.columns.pitch;
+    if (!space.columns.is_packed) return kAllLanes;
+    LaneMask lanes[kFewVectors] = {};
+    for (int64_t i = 0; i < kSeenCells; ++i) {
+      if (seen(((start + i) % pitch + pitch) % pitch)) lanes[i / L] |= LaneMask(1u << i % L);
+    }
+    return {lanes[0], lanes[1]};
+  }
+
   int64_t tap_plane(int64_t tap) const { return space.plane(row_tap(tap).plane, column_tap(tap).plane); }
   int64_t tap_shift(int64_t tap) const {
     return row_tap(tap).shift * space.columns.pitch + column_tap(tap).shift;
@@ -143,7 +161,7 @@ template <class E>
 struct ForwardTile {
   using A = Accumulator<E>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr int64_t kLanesUnit = kFewVectors * L;  // of steps and chunks, and what SeenLanes are for
+  static constexpr int64_t kStepUnit = Shape<E>::kSeenCells;  // of steps and chunks
   const Conv2dForwardArgs& args;
   const Shape<E>& shape;
   int64_t most, cells;                   // of any step, of this one
@@ -151,13 +169,9 @@ struct ForwardTile {
   int64_t x_before, z_before, h_before;  // cells that are kept of each: these reaches, in whole vectors
   // Rows of x_before + most, z_before + most, h_before + most, and most.
   int64_t x_pitch, z_pitch, h_pitch, pitch;
-  A *x, *z, *h;        // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
-  A *inner, *y;        // [planes][inner] and [kStored] rows of `most`
-  A *z_kept, *h_kept;  // [m][2][planes][z_before], [m][2][row planes][h_before]
-  struct Place {
-    int64_t offset;
-    SeenLanes lanes;
-  };
+  A *x, *z, *h;          // [planes][all channels], [kFilters][2][planes] and [2][row planes] rows, as above
+  A *inner, *y;          // [planes][inner] and [kStored] rows of `most`
+  A *z_kept, *h_kept;    // [m][2][planes][z_before], [m][2][row planes][h_before]
   Place* places;         // [n]: what a column of S sees, in a group's x
   TapEntry<A>* entries;  // of one filter
   TapTerm<A>* terms;
@@ -183,7 +197,9 @@ struct ForwardTile {
     take(counted);
     Pieces pieces(thread_workspace(size_t(counted.bytes())));
     take(pieces);
-    for (const TapAxis::Tap& tap : s.space.columns.taps) lanes.push_back(seen_lanes(tap));
+    for (const TapAxis::Tap& tap : s.space.columns.taps) {
+      lanes.push_back(s.seen_lanes(-ahead, [&](int64_t o) { return tap.begin <= o && o < tap.end; }));
+    }
     Place* place = places;
     for (int64_t tap = 0; args.s.nnz && tap * shape.channels < args.s.n; ++tap) {
       const int64_t first =
@@ -199,18 +215,6 @@ struct ForwardTile {
     return round_up(s.space.columns.most_shift, s.space.columns.is_packed ? L : 1);
   }
 
-  // Cells of H and y begin steps and chunks at a multiple of kLanesUnit, less `ahead` and whole rows.
-  SeenLanes seen_lanes(const TapAxis::Tap& tap) const {
-    const TapAxis& columns = shape.space.columns;
-    if (!columns.is_packed) return kAllLanes;
-    LaneMask seen[kFewVectors] = {};
-    for (int64_t i = 0; i < kLanesUnit; ++i) {
-      const int64_t column = (i + columns.pitch * ahead - ahead) % columns.pitch;
-      if (column >= tap.begin && column < tap.end) seen[i / L] |= LaneMask(1u << i % L);
-    }
-    return {seen[0], seen[1]};
-  }
-
   static int64_t most_cells(const Conv2dForwardArgs& args, const Shape<E>& s) {
     const int64_t row_planes = int64_t(s.space.rows.origins.size()), channels = s.groups * s.channels;
     const int64_t columns = round_up(s.space.columns.most_shift, L), rows = round_up(s.space.row_reach(), L);
@@ -224,7 +228,7 @@ struct ForwardTile {
       vectors = std::min(vectors, near / kMostSums * kMostSums);
     }
     vectors = std::clamp(vectors, std::max(kFewestVectors, int64_t(kMostSums)), kMostStepVectors);
-    return vectors / kFewVectors * kLanesUnit;
+    return vectors / kFewVectors * kStepUnit;
   }
 
   void take(Pieces& pieces) {
@@ -248,9 +252,9 @@ struct ForwardTile {
 
   // y in cells begin .. end - 1.
   void run(int64_t begin, int64_t end) {
-    const int64_t behind = lag + ahead, units = ceil_div(end + behind - begin, kLanesUnit);
-    const int64_t steps = ceil_div(units * kLanesUnit, most);
-    auto start = [=](int64_t number) { return begin + units * number / steps * kLanesUnit; };
+    const int64_t behind = lag + ahead, units = ceil_div(end + behind - begin, kStepUnit);
+    const int64_t steps = ceil_div(units * kStepUnit, most);
+    auto start = [=](int64_t number) { return begin + units * number / steps * kStepUnit; };
     find_x(begin - x_before, x_before + start(1) - begin);
     for (int64_t number = 0; number < steps; ++number) {
       const int64_t first = start(number), next = start(number + 1);
@@ -435,17 +439,15 @@ template <class E>
 void forward(const Conv2dForwardArgs& args) {
   if (!args.batch) return;
   using Tile = ForwardTile<E>;
-  constexpr int64_t kUnit = Tile::kLanesUnit;
-  const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr,
-                       kMasksLanes ? kUnit : 0);
+  const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr);
   // One chunk for a single thread, a few for each of several.
   const int64_t line = shape.space.cells, most = Tile::most_cells(args, shape), workers = max_workers();
   const int64_t behind = shape.space.row_reach() + Tile::columns_reach(shape);
   const int64_t least = std::max(behind, kFewestVectors * kLanes<Accumulator<E>>);
   const int64_t fewest = std::clamp(line / least, int64_t(1), workers);
   const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);
-  const int64_t chunk = round_up(ceil_div(line, wanted), kUnit);
-  const int64_t step = std::min(most, round_up(chunk + behind, kUnit));
+  const int64_t chunk = round_up(ceil_div(line, wanted), Tile::kStepUnit);
+  const int64_t step = std::min(most, round_up(chunk + behind, Tile::kStepUnit));
   parallel_chunks(ceil_div(line, chunk), [&] {
     return [chunk, line, tile = Tile(args, shape, step)](int64_t number) mutable {
       tile.run(number * chunk, std::min((number + 1) * chunk, line));
@@ -457,8 +459,7 @@ void forward(const Conv2dForwardArgs& args) {
 
 // A nonzero of S with all that backward needs to know of it.
 struct PlacedEntry {
-  int32_t row, number;  // number: in CSR order
-  int64_t shift;        // of its tap
+  int32_t row, number, tap;  // number: in CSR order
 };
 
 // The nonzeros sorted by (group of the row, plane of the tap, channel).
@@ -476,7 +477,7 @@ struct PlacedEntries {
           int64_t tap, channel;
           shape.place(s.col[t], tap, channel);
           const int64_t plane = (k / shape.filters) * shape.planes + shape.tap_plane(tap);
-          body(size_t(plane * shape.channels + channel), PlacedEntry{int32_t(k), t, shape.tap_shift(tap)});
+          body(size_t(plane * shape.channels + channel), PlacedEntry{int32_t(k), t, int32_t(tap)});
         }
       }
     };
@@ -508,6 +509,8 @@ struct BackwardTile {
   TapEntry<A>* entries;    // of one channel
   TapTerm<A>* terms;
   double dalpha = 0;
+  std::vector<SeenLanes> lanes;             // of each column of the kernel
+  std::vector<Place> places;                // of each tap, in a row of dy
   std::vector<Cells<E>> x_cells, dx_cells;  // of each plane
   Cells<E> dy_cells, next_dy;               // next_dy: of the tile that this thread will probably take next
   bool fetches_x, fetches_dy;               // of this tile and of the next, while other work goes on
@@ -535,6 +538,17 @@ struct BackwardTile {
     take(counted);
     Pieces pieces(thread_workspace(size_t(counted.bytes())));
     take(pieces);
+    const TapAxis& columns = s.space.columns;
+    for (const TapAxis::Tap& tap : columns.taps) {
+      // In column 0 is the first cell of the tap's plane, which it sees from output tap.begin.
+      lanes.push_back(s.seen_lanes(columns.first - tap.begin - tap.shift, [&](int64_t column) {
+        const int64_t o = tap.begin + column;
+        return 0 <= o && o < args.dy.width;
+      }));
+    }
+    for (int64_t tap = 0; tap < int64_t(s.space.rows.taps.size() * columns.taps.size()); ++tap) {
+      places.push_back({before - s.tap_shift(tap), lanes[size_t(tap) % lanes.size()]});
+    }
   }
 
   void take(Pieces& pieces) {
@@ -555,7 +569,7 @@ struct BackwardTile {
   }
 
   void run(int64_t tile) {
-    const int64_t begin = tile * cells;
+    const int64_t begin = start(tile);
     dalpha = 0;
     if (args.sums.dvalues) std::memset(dvalues, 0, size_t(args.s.nnz) * sizeof(A));
     find_dy(tile, dy_cells);
@@ -572,7 +586,8 @@ struct BackwardTile {
       load_cells<E>(args.dy, dy_cells, before + cells, group * shape.filters, shape.filters, dy, dy_pitch);
       if (args.sums.dbias) {
         for (int64_t f = 0; f < shape.filters; ++f) {
-          dbias[group * shape.filters + f] = cell_sum<A>(dy + f * dy_pitch + before, cells / L);
+          dbias[group * shape.filters + f] =
+              cell_sum<A>(dy + f * dy_pitch + before - shape.space.columns.first, cells / L);
         }
       }
       if (shape.plan) gather(group);
@@ -580,8 +595,11 @@ struct BackwardTile {
     }
   }
 
+  // So that packed rows of dx begin with a vector.
+  int64_t start(int64_t tile) const { return tile * cells + shape.space.columns.first; }
+
   void find_dy(int64_t tile, Cells<E>& found) const {
-    shape.space.output_runs(args.dy, tile * cells - before, 0, (tile + 1) * cells, found.runs);
+    shape.space.output_runs(args.dy, start(tile) - before, 0, start(tile + 1), found.runs);
     found.prepare(args.dy, before + cells);
   }
 
@@ -657,7 +675,7 @@ struct BackwardTile {
             has_center = true;
             center = across - tap.shift;
           } else {
-            terms[count++] = {turns[2 * b], -turns[2 * b + 1], kAllLanes, across - tap.shift};
+            terms[count++] = {turns[2 * b], -turns[2 * b + 1], lanes[size_t(b)], across - tap.shift};
           }
         }
         const int64_t plane = shape.space.plane(row_plane, column_plane);
@@ -746,8 +764,9 @@ struct BackwardTile {
     const A* values = static_cast<const A*>(args.s.values);
     for (int64_t t = begin; t < end; ++t) {
       const PlacedEntry& entry = placed.entries[size_t(t)];
-      entries[t - begin] = {values ? values[entry.number] : A(0), kAllLanes,
-                            (entry.row - first_filter) * dy_pitch + before - entry.shift};
+      const Place& place = places[size_t(entry.tap)];
+      entries[t - begin] = {values ? values[entry.number] : A(0), place.lanes,
+                            (entry.row - first_filter) * dy_pitch + place.offset};
     }
     if (wants_dx) {
       entries[end - begin] = {A(1), kAllLanes, to - dy};
@@ -755,7 +774,8 @@ struct BackwardTile {
     }
     if (!args.sums.dvalues) return;
     for (int64_t t = begin; t < end; ++t) {
-      dvalues[t] += cell_product<A>(dy + entries[t - begin].offset, from, cells / L);
+      const TapEntry<A>& entry = entries[t - begin];
+      dvalues[t] += cell_product<A>(dy + entry.offset, from, entry.lanes, cells / L);
     }
   }
 };
@@ -768,12 +788,12 @@ void backward(const Conv2dBackwardArgs& args) {
   A* const dvalues = static_cast<A*>(args.sums.dvalues);
   A* const dbias = static_cast<A*>(args.sums.dbias);
   const Shape<E> shape(args.geometry, args.batch, args.x, args.dy, args.alpha,
-                       args.alpha && (wants_dx || args.sums.dalpha), 0);
+                       args.alpha && (wants_dx || args.sums.dalpha));
   const PlacedEntries<E> placed(shape, args.s);
   const int64_t cells = shape.tile_cells(BackwardTile<E>::values(shape), shape.space.reach());
   OrderedSections sections(1);
   std::vector<A> sums(dvalues ? size_t(args.s.nnz) : 0);
-  parallel_chunks_in_order(ceil_div(shape.space.cells, cells), [&] {
+  parallel_chunks_in_order(ceil_div(shape.space.input_cells(), cells), [&] {
     return [&, tile = BackwardTile<E>(args, shape, placed, wants_dx)](int64_t number) mutable {
       tile.run(number);
       sections.in_turn(0, number, [&] {

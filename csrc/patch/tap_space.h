@@ -28,9 +28,12 @@ struct TapAxis {
   std::vector<Tap> taps;
   std::vector<int64_t> origins;  // of each plane that some tap sees
   int64_t stride, most_shift, pitch;
-  bool is_packed;  // no padding between lines: who reads beyond [begin, end) has to leave that out
+  bool is_packed;  // no padding between lines: who reads beyond a tap's [begin, end) has to leave that out
+  // Of a packed line: its first cell that is input in some plane, and its cells behind a pitch from there; else 0.
+  int64_t first = 0, beyond = 0;
 
-  // Packed if that makes a line shorter, `whole` cells are whole lines and the middle tap sees no padding; 0: never.
+  // Packed if that makes a line shorter, `whole` cells are whole lines and the middle tap sees each cell of its plane from
+  // an output; 0: never.
   TapAxis(int64_t kernel, int64_t step, int64_t padding, int64_t dilation, int64_t in, int64_t out,
           int64_t whole)
       : stride(step), most_shift((kernel - 1) * dilation / step) {
@@ -42,16 +45,20 @@ struct TapAxis {
                       end_cell(origin, step, in) - shift});
       if (known == origins.end()) origins.push_back(origin);
     }
-    int64_t first = first_cell(origins[0], step), end = out, longest = out;
+    int64_t begin = first_cell(origins[0], step), end = out, longest = out;
     for (int64_t origin : origins) {
-      first = std::min(first, first_cell(origin, step));
+      begin = std::min(begin, first_cell(origin, step));
       end = std::max(end, end_cell(origin, step, in));
       longest = std::max(longest, end_cell(origin, step, in) - first_cell(origin, step));
     }
-    pitch = std::max(end, out + most_shift - first);  // the zeros behind a line may be those before the next
+    pitch = std::max(end, out + most_shift - begin);  // the zeros behind a line may be those before the next
     const Tap& middle = taps[size_t(kernel / 2)];
-    is_packed = whole && whole % longest == 0 && longest < pitch && middle.begin <= 0 && middle.end >= out;
-    if (is_packed) pitch = longest;
+    is_packed = whole && whole % longest == 0 && longest < pitch && middle.begin == 0 && middle.end == out;
+    if (is_packed) {
+      pitch = longest;
+      first = begin;
+      beyond = std::max(end - begin - pitch, int64_t(0));
+    }
   }
 };
 
@@ -75,6 +82,8 @@ struct TapSpace {
         columns(g.kernel_width, g.stride_x, g.padding_x, g.dilation_x, x.width, y.width, whole_rows),
         cells(batch * rows.pitch * columns.pitch) {}
 
+  // Cells that hold all input, from columns.first on.
+  int64_t input_cells() const { return cells + columns.beyond; }
   int64_t planes() const { return int64_t(rows.origins.size() * columns.origins.size()); }
   int64_t plane(int64_t row_plane, int64_t column_plane) const {
     return row_plane * int64_t(columns.origins.size()) + column_plane;

@@ -363,14 +363,16 @@ void sum_entries(const TapEntry<A>* entries, int64_t count, const A* x, int64_t 
   });
 }
 
-// Sum over all cells of a b; `vectors` is a multiple of kTapVectors.
+// Sum over all cells of a b, in these lanes; `vectors` is a multiple of kTapVectors.
 template <class A>
-A cell_product(const A* a, const A* b, int64_t vectors) {
+A cell_product(const A* a, const A* b, SeenLanes lanes, int64_t vectors) {
   constexpr int L = kLanes<A>;
   Vec<A> sums[kTapVectors] = {};
   for (int64_t p = 0; p < vectors * L; p += kTapVectors * L) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kTapVectors; ++v) sums[v] += load(a + p + v * L) * load(b + p + v * L);
+    for (int v = 0; v < kTapVectors; ++v) {
+      sums[v] = add_product<A>(sums[v], load(a + p + v * L), load(b + p + v * L), lanes.of(v));
+    }
   }
   return lanes_total<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
