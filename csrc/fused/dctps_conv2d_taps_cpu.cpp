@@ -126,7 +126,7 @@ struct Shape {
   const TapAxis::Tap& column_tap(int64_t tap) const {
     return space.columns.taps[size_t(tap) % space.columns.taps.size()];
   }
-  // Whether seen(column), of two vectors that begin in column `start`, and so in each two vectors behind.
+  // Whether seen(column of a line), of two vectors that begin in column `start`: the same in each two vectors behind.
   template <class Seen>
   SeenLanes seen_lanes(int64_t start, const Seen& seen) const {
     const int64_t L = kLanes<A>, pitch = space.columns.pitch;
@@ -155,8 +155,8 @@ DCTPS_INLINE Vec<A> folded(const A* x, int64_t pitch, int64_t channels, int part
 
 // ---------------------------------------------------------------------------------------------------- forward
 
-// A part of the line, about `most` cells at a time. Each step makes as many cells of every kind, a reach behind those that they are
-// made of; what later steps read again is kept: of x as it is, of Z and H for each filter.
+// A part of the line, at most `most` cells at a time. Each step makes as many cells of every kind, a reach behind those
+// that they are made of; what later steps read again is kept: of x as it is, of Z and H for each filter.
 template <class E>
 struct ForwardTile {
   using A = Accumulator<E>;
