@@ -3,6 +3,7 @@
 // and dtype: lanes lie along the groups where each is one channel and one filter, else along a group's filters, which
 // share each value of x.
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 #include <vector>
 
@@ -19,9 +20,15 @@ namespace {
 
 // Of a thread's tile: it stays in the second-level cache.
 constexpr int64_t kTileBytes = 384 << 10;
-constexpr int64_t kCacheBytes = 1 << 20;  // of the second-level cache
+// Images larger than this are fetched ahead, and written past the caches, of which the second does not hold them: waiting
+// for the lines that they replace takes up to half of the time.
+constexpr int64_t kCachedBytes = 3 << 19;
+// How far ahead squares are fetched.
+constexpr int64_t kFetchedSquares = 4;
 // Of W for a tile, which is read for each few pixels: a part of the first-level cache.
 constexpr int64_t kWeightBytes = 12 << 10;
+// Rows of fewer pixels are summed column by column.
+constexpr int64_t kFewPixels = 8;
 // Output rows of a band, unless it is too large otherwise.
 constexpr int64_t kLowBand = 8;
 // Tiles that small batches are cut into, so that threads find some.
@@ -29,18 +36,22 @@ constexpr int64_t kFewestTiles = 16;
 // Pixels whose products are summed in registers before they are added to a tile's: short sums, small errors.
 constexpr int64_t kSummedPixels = 32;
 
-// Sums that are held in registers: vectors of lanes by pixels, of outputs ...
+// Sums of outputs that are held in registers, pixels by vectors of lanes: as many pixels as leave room for kVectors of
+// them, and more vectors where pixels are few.
+template <bool Shared>
+constexpr int kSums = kVectorBytes < 64 ? 8
+                      : Shared          ? 24
+                                        : 16;
+constexpr int kRegisters = kVectorBytes < 64 ? 16 : 32;
 template <bool Shared>
 constexpr int kVectors = Shared && kVectorBytes == 64 ? 4 : 2;
 template <bool Shared>
-constexpr int kPixels = kVectorBytes < 64 ? 4
-                        : Shared          ? 6
-                                          : 8;
-// ... and vectors of lanes by taps, of W's gradient.
+constexpr int kPixels = kSums<Shared> / 2;
+// Vectors of lanes by taps, of W's gradient.
 template <bool Shared>
 constexpr int kSummedVectors = Shared ? kVectors<true> : 1;
 template <bool Shared>
-constexpr int kSummedTaps = Shared               ? kPixels<true>
+constexpr int kSummedTaps = Shared               ? kSums<true> / kVectors<true>
                             : kVectorBytes == 64 ? 16
                                                  : 10;
 // Channels of dx whose lanes are summed, with as many pixels as make a square.
@@ -57,13 +68,13 @@ DCTPS_INLINE void with_size(int64_t size, const Body& body) {
   }
 }
 
-// `count` in parts of about the same size, at most Most.
+// `count` in parts of about the same size, at most `most` <= Most.
 template <int Most>
 struct Parts {
   int64_t count, size, larger;  // the first `larger` parts have one more
 
-  explicit Parts(int64_t all) : count(all) {
-    const int64_t parts = std::max(ceil_div(all, int64_t(Most)), int64_t(1));
+  explicit Parts(int64_t all, int64_t most = Most) : count(all) {
+    const int64_t parts = std::max(ceil_div(all, most), int64_t(1));
     size = all / parts, larger = all % parts;
   }
 
@@ -93,12 +104,13 @@ template <class A>
 struct View {
   A* first;
   int64_t row_step, step, channel_step;
+  bool streams = false;  // stores go past the caches
 
   View at(int64_t row, int64_t column) const {
-    return {first + row * row_step + column * step, row_step, step, channel_step};
+    return {first + row * row_step + column * step, row_step, step, channel_step, streams};
   }
   View strided(int64_t row_stride, int64_t stride) const {
-    return {first, row_stride * row_step, stride * step, channel_step};
+    return {first, row_stride * row_step, stride * step, channel_step, streams};
   }
   operator View<const A>() const
     requires(!std::is_const_v<A>)
@@ -120,9 +132,9 @@ struct Window {
 
 // An image from `channel` on, where it may be read and written as it is.
 template <class A>
-View<A> view_of(const Images& images, int64_t image, int64_t channel) {
+View<A> view_of(const Images& images, int64_t image, int64_t channel, bool streams = false) {
   return {static_cast<A*>(images.data) + image * images.image_stride + channel * images.channel_stride,
-          images.row_stride, images.column_stride, images.channel_stride};
+          images.row_stride, images.column_stride, images.channel_stride, streams};
 }
 
 // move(element, place in the window, channels) for each pixel and each vector of `count` channels from `channel` on,
@@ -150,6 +162,7 @@ void each_square(const Images& images, int64_t image, int64_t channel, int64_t c
   constexpr int64_t L = kLanes<A>;
   const bool goes_on = images.row_stride == images.width * images.column_stride;
   const int64_t lines = goes_on ? 1 : window.rows, pixels = window.rows * window.width / lines;
+  const int64_t squares = ceil_div(pixels, L);
   for (int64_t c = 0; c < count; c += L) {
     for (int64_t line = 0; line < lines; ++line) {
       const View<E> from = view_of<E>(images, image, channel + c).at(window.first_row + line, 0);
@@ -158,6 +171,12 @@ void each_square(const Images& images, int64_t image, int64_t channel, int64_t c
       for (int64_t l = 0; l < L; ++l)
         lanes.lane[l] = c + l < count ? from.first + l * from.channel_step : nullptr;
       for (int64_t first = 0; first < pixels; first += L) {
+        // A processor does not foresee as many rows as these at once: what comes some squares later, of these channels
+        // or of the next ones.
+        const int64_t later = first / L + kFetchedSquares;
+        const E* next =
+            from.first + later / squares * L * from.channel_step + later % squares * L * from.step;
+        for (int64_t l = 0; l < L; ++l) __builtin_prefetch(next + l * from.channel_step, !std::is_const_v<E>);
         move(lanes, first, int(std::min(L, pixels - first)), window.at(window.first_row + line, first) + c);
       }
     }
@@ -234,6 +253,22 @@ struct TapsOfAxis {
     int64_t first, count;
     size_t first_tap, end_tap;
   };
+  // body(tap, run) for the taps of a span, sorted into runs that are `step` apart, as outputs are: each tap but a run's
+  // first sees what the one before it sees from the next output. run: how many are left, this one included.
+  template <class Body>
+  void each_run(const Span& span, const Body& body) const {
+    auto find = [&](int64_t origin) {
+      return std::find_if(taps.begin() + int64_t(span.first_tap), taps.begin() + int64_t(span.end_tap),
+                          [&](const Tap& tap) { return tap.origin == origin; });
+    };
+    const auto end = taps.begin() + int64_t(span.end_tap);
+    for (auto first = taps.begin() + int64_t(span.first_tap); first != end; ++first) {
+      if (find(first->origin - step) != end) continue;
+      int64_t run = 1;
+      while (find(first->origin + run * step) != end) ++run;
+      for (auto tap = first; run; tap = find(tap->origin + step), --run) body(*tap, run);
+    }
+  }
   std::vector<Span> spans() const {
     std::vector<Span> result;
     for (int64_t k = 0; k < outputs; ++k) {
@@ -256,12 +291,13 @@ struct TapsOfAxis {
 };
 
 // A place in the kernel: how far its value is from that of the source's position output * step, and where its row of W
-// begins.
+// begins. run: how many terms from this one on see each what the one before it sees from the next output of the row.
 struct Term {
-  int64_t offset, row;
+  int64_t offset, row, run;
 };
 struct Terms {
   const Term *begin_, *end_;
+  bool turned;  // outputs are neighbours in a column, not in a row, for the runs as for blocks of sums
   const Term* begin() const { return begin_; }
   const Term* end() const { return end_; }
   int64_t size() const { return end_ - begin_; }
@@ -272,6 +308,7 @@ struct Regions {
   struct Region {
     TapsOfAxis::Span rows, columns;
     size_t first_term, end_term;
+    bool turned;
   };
   std::vector<Region> regions;
   std::vector<Term> terms;
@@ -286,17 +323,22 @@ struct Regions {
     for (const auto& r : rows.spans()) {
       for (const auto& c : column_spans) {
         const size_t first = terms.size();
-        for (size_t a = r.first_tap; a < r.end_tap; ++a) {
-          for (size_t b = c.first_tap; b < c.end_tap; ++b) {
-            const auto &y = rows.taps[a], &x = columns.taps[b];
-            for (int64_t channel = 0; channel < channels; ++channel) {
-              terms.push_back(
-                  {y.origin * source.row_step + x.origin * source.step + channel * source.channel_step,
-                   ((y.number * kernel_width + x.number) * all_channels + channel) * pitch});
-            }
+        auto add = [&](const TapsOfAxis::Tap& y, const TapsOfAxis::Tap& x, int64_t run) {
+          for (int64_t channel = 0; channel < channels; ++channel) {
+            terms.push_back(
+                {y.origin * source.row_step + x.origin * source.step + channel * source.channel_step,
+                 ((y.number * kernel_width + x.number) * all_channels + channel) * pitch, run});
           }
+        };
+        const bool turned = c.count < std::min(r.count, kFewPixels);
+        const auto &outer = turned ? columns : rows, &inner = turned ? rows : columns;
+        const auto &outer_span = turned ? c : r, &inner_span = turned ? r : c;
+        for (size_t a = outer_span.first_tap; a < outer_span.end_tap; ++a) {
+          inner.each_run(inner_span, [&](const TapsOfAxis::Tap& b, int64_t run) {
+            turned ? add(b, outer.taps[a], run) : add(outer.taps[a], b, run);
+          });
         }
-        regions.push_back({r, c, first, terms.size()});
+        regions.push_back({r, c, first, terms.size(), turned});
       }
     }
   }
@@ -308,8 +350,8 @@ struct Regions {
       const int64_t first = std::max(begin, region.rows.first);
       const int64_t last = std::min(end, region.rows.first + region.rows.count);
       if (first >= last) continue;
-      body(Terms{terms.data() + region.first_term, terms.data() + region.end_term}, first, last - first,
-           region.columns.first, region.columns.count);
+      body(Terms{terms.data() + region.first_term, terms.data() + region.end_term, region.turned}, first,
+           last - first, region.columns.first, region.columns.count);
     }
   }
 };
@@ -326,64 +368,91 @@ DCTPS_INLINE auto operand(const A* from) {
   }
 }
 
+// What the terms of a run see is read once for all of them.
 template <bool Shared, int Vectors, int Pixels, class A>
 DCTPS_INLINE void sum_block(Terms terms, const A* weights, const A* x, int64_t x_step, const A* bias, A* y,
-                            int64_t y_step) {
+                            int64_t y_step, bool streams) {
   constexpr int64_t L = kLanes<A>;
+  constexpr int kMostRun = Shared ? 1 : std::clamp((kRegisters - 2) / Vectors - Pixels, 1, 4);
   Vec<A> sums[Pixels][Vectors];
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int p = 0; p < Pixels; ++p) sums[p][v] = bias ? load(bias + v * L) : Vec<A>{};
   }
-  for (const Term& term : terms) {
-    const A* const from = opaque(x + term.offset);
-    const A* const row = opaque(weights + term.row);
-    Vec<A> w[Vectors];
+  for (const Term* term = terms.begin(); term != terms.end();) {
+    with_size<kMostRun>(std::min(term->run, int64_t(kMostRun)), [&](auto size) {
+      constexpr int kRun = decltype(size)::value;
+      const A* const from = opaque(x + term->offset);
+      Vec<A> w[kRun][Vectors];
+#pragma GCC unroll 4
+      for (int t = 0; t < kRun; ++t) {
+        const A* const row = opaque(weights + term[t].row);
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) w[v] = load(row + v * L);
-#pragma GCC unroll 8
-    for (int p = 0; p < Pixels; ++p) {
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) {
-        sums[p][v] += w[v] * operand<Shared>(from + p * x_step + (Shared ? 0 : v * L));
+        for (int v = 0; v < Vectors; ++v) w[t][v] = load(row + v * L);
       }
-    }
-  }
+#pragma GCC unroll 16
+      for (int p = 0; p < Pixels + kRun - 1; ++p) {
 #pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+          auto value = operand<Shared>(from + p * x_step + (Shared ? 0 : v * L));
+          if constexpr (kRun > 1) value = in_register(value);
+#pragma GCC unroll 4
+          for (int t = 0; t < kRun; ++t) {
+            if (p >= t && p - t < Pixels) sums[p - t][v] += w[t][v] * value;
+          }
+        }
+      }
+      term += kRun;
+    });
+  }
+#pragma GCC unroll 16
   for (int p = 0; p < Pixels; ++p) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) store(y + p * y_step + v * L, sums[p][v]);
+    for (int v = 0; v < Vectors; ++v) {
+      A* const to = y + p * y_step + v * L;
+      streams ? stream(to, sums[p][v]) : store(to, sums[p][v]);
+    }
   }
 }
 
-// y = bias + sum over terms of weights times x at its offset, for all pixels and lanes. fetches: what the last term sees
-// in the next row, which would not be fetched in time by itself.
+// body(first, integral_constant<int, size>) for `vectors` in powers of two of at most Most.
+template <int Most, class Body>
+DCTPS_INLINE void in_powers(int64_t first, int64_t vectors, const Body& body) {
+  for (; vectors - first >= Most; first += Most) body(first, std::integral_constant<int, Most>{});
+  if constexpr (Most > 1) in_powers<Most / 2>(first, vectors, body);
+}
+
+// y = bias + sum over terms of weights times x at its offset, for all pixels and lanes. fetched_rows, fetched_pixels: how
+// many of x belong to each output, where the next ones are to be fetched meanwhile.
 template <bool Shared, class A>
 void sum_taps(Terms terms, const A* weights, int64_t vectors, int64_t rows, int64_t pixels,
-              const View<const A>& x, const A* bias, const View<A>& y, bool fetches = false) {
-  // Vectors innermost: that is how pixels come from memory.
-  constexpr int kWide = kVectors<Shared>;
-  const Parts<kPixels<Shared>> parts(pixels);
+              const View<const A>& x, const A* bias, const View<A>& y, int64_t fetched_rows = 0,
+              int64_t fetched_pixels = 0) {
+  constexpr int kMost = kPixels<Shared>, kWide = kVectors<Shared>;
+  int64_t x_row = x.row_step, x_step = x.step, y_row = y.row_step, y_step = y.step;
+  if (terms.turned)
+    std::swap(rows, pixels), std::swap(x_row, x_step), std::swap(y_row, y_step), fetched_rows = 0;
+  const Parts<kMost> parts(pixels, vectors >= kWide ? kSums<Shared> / kWide : kMost);
   for (int64_t row = 0; row < rows; ++row) {
     parts.each([&](int64_t p, auto high) {
-      const A* const from = x.first + row * x.row_step + p * x.step;
-      A* const to = y.first + row * y.row_step + p * y.step;
-      auto sum = [&](int64_t v, auto wide) {
-        const int64_t lane = v * kLanes<A>;
-        if (fetches && terms.size()) {
-          const A* next = from + (Shared ? 0 : lane) + (terms.end() - 1)->offset + x.row_step;
-          for (int i = 0; i < decltype(high)::value; ++i, next += x.step) {
-            for (int64_t k = 0; k < decltype(wide)::value; ++k) __builtin_prefetch(next + k * kLanes<A>);
-          }
-        }
-        sum_block<Shared, decltype(wide)::value, decltype(high)::value>(
-            terms, weights + lane, from + (Shared ? 0 : lane), x.step, bias ? bias + lane : nullptr,
-            to + lane, y.step);
-      };
-      int64_t v = 0;
-      for (; v + kWide <= vectors; v += kWide) sum(v, std::integral_constant<int, kWide>{});
-      if (v < vectors) with_size<kWide - 1>(vectors - v, [&](auto wide) { sum(v, wide); });
+      constexpr int kHigh = decltype(high)::value;
+      const A* const from = x.first + row * x_row + p * x_step;
+      A* const to = y.first + row * y_row + p * y_step;
+      // Vectors innermost: that is how pixels come from memory.
+      in_powers<int(std::bit_floor(unsigned(std::min(kSums<Shared> / kHigh, 8))))>(
+          0, vectors, [&](int64_t v, auto wide) {
+            constexpr int kHere = decltype(wide)::value;
+            const int64_t lane = v * kLanes<A>;
+            for (int64_t r = 1; r <= fetched_rows && terms.size(); ++r) {
+              const A* next = from + lane + (terms.end() - 1)->offset + r * (x_row / fetched_rows);
+              for (int64_t i = 0; i < kHigh * fetched_pixels; ++i, next += x_step / fetched_pixels) {
+                for (int64_t k = 0; k < kHere; ++k) __builtin_prefetch(next + k * kLanes<A>);
+              }
+            }
+            sum_block<Shared, kHere, kHigh>(terms, weights + lane, from + (Shared ? 0 : lane), x_step,
+                                            bias ? bias + lane : nullptr, to + lane, y_step, y.streams);
+          });
     });
   }
 }
@@ -639,6 +708,11 @@ bool is_read_in_place(const Images& images, int64_t lanes) {
          (Shared || (has_channels_last(images) && lanes % kLanes<Accumulator<E>> == 0));
 }
 
+template <class E>
+bool outgrows_cache(const Images& images, int64_t batch) {
+  return images.values(batch) * int64_t(sizeof(E)) > kCachedBytes;
+}
+
 // What terms are read from: the image itself, or its window, loaded.
 template <bool Shared, class E>
 View<const Accumulator<E>> source_view(const Images& images, int64_t image, int64_t channel, int64_t count,
@@ -688,8 +762,8 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
       copies_x ? windows(0, cut.band_rows, cut.block).first.view() : view_of<const A>(args.x, 0, 0);
   const Regions regions = shape.regions(any_x);
 
-  const bool is_cached = args.x.values(args.batch) * int64_t(sizeof(E)) <= kCacheBytes;
-  const bool fetches_x = !Shared && !copies_x && !is_cached;
+  const bool fetches_x = !Shared && !copies_x && outgrows_cache<E>(args.x, args.batch);
+  const bool streams_y = !copies_y && outgrows_cache<E>(args.y, args.batch);
   parallel_chunks(cut.tiles(args.batch), [&] {
     A* const memory = static_cast<A*>(thread_workspace(size_t(x_values + y_values) * sizeof(A)));
     return [&, memory](int64_t number) {
@@ -702,13 +776,14 @@ void forward(const Conv2dForwardArgs& args, const Shape<E>& shape) {
         const View<const A> x =
             source_view<Shared, E>(args.x, tile.image, Shared ? section * shape.channels : tile.lane,
                                    tile.count, copies_x, x_window);
-        const View<A> y = copies_y ? y_window.view() : view_of<A>(args.y, tile.image, filter);
+        const View<A> y = copies_y ? y_window.view() : view_of<A>(args.y, tile.image, filter, streams_y);
         regions.each(tile.first, tile.end,
                      [&](Terms terms, int64_t row, int64_t rows, int64_t column, int64_t columns) {
                        sum_taps<Shared>(terms, weights + place, tile.vectors, rows, columns,
                                         x.at(row * regions.row_step, column * regions.column_step)
                                             .strided(regions.row_step, regions.column_step),
-                                        bias ? bias + place : nullptr, y.at(row, column), fetches_x);
+                                        bias ? bias + place : nullptr, y.at(row, column),
+                                        fetches_x ? regions.row_step : 0, regions.column_step);
                      });
         if (copies_y) store_window<E>(args.y, tile.image, filter, tile.count, y_window);
       }
@@ -746,6 +821,7 @@ void backward(const Conv2dBackwardArgs& args, const Shape<E>& shape) {
   const bool copies_dy = !is_read_in_place<false, E>(args.dy, shape.lanes);
   const bool copies_x = wants_weights && !is_read_in_place<Shared, E>(args.x, shape.lanes);
   const bool copies_dx = wants_dx && !is_read_in_place<Shared, E>(args.dx, shape.lanes);
+  const bool streams_dx = wants_dx && !Shared && !copies_dx && outgrows_cache<E>(args.dx, args.batch);
 
   // Of output rows first .. end - 1, and of as many rows of dx.
   struct Windows {
@@ -830,7 +906,7 @@ void backward(const Conv2dBackwardArgs& args, const Shape<E>& shape) {
                        });
         }
         if (!wants_dx) continue;
-        const View<A> dx = copies_dx ? w.dx.view() : view_of<A>(args.dx, tile.image, channel);
+        const View<A> dx = copies_dx ? w.dx.view() : view_of<A>(args.dx, tile.image, channel, streams_dx);
         for (const Phase& phase : phases) {
           auto number_of = [&](int64_t row) {  // of the phase's rows before this one
             return ceil_div(std::max(row - phase.row, int64_t(0)), g.stride_y);
