@@ -486,17 +486,21 @@ def test_the_dense_form_copies_no_image(name, memory_format):
 
 
 def test_auto_never_takes_the_fast_form_where_it_is_known_to_lose():
-    def is_dense(channels, filters, kernel, groups=1):
+    def is_dense(channels, filters, kernel, groups=1, padding=0, size=32):
         n = kernel * kernel * channels // groups
-        layer = dctps_ext.DCTpSConv2d(channels, filters, kernel, groups=groups, nnz=filters * n // 100)
+        layer = dctps_ext.DCTpSConv2d(
+            channels, filters, kernel, padding=padding, groups=groups, nnz=filters * n // 100
+        )
         with torch.profiler.profile() as profile:
-            layer(torch.randn(8, channels, 32, 32))
+            layer(torch.randn(8, channels, size, size))
         return any("convolution" in event.name for event in profile.events())
 
     assert is_dense(16, 64, 1)
-    assert is_dense(32, 32, 7, groups=32)  # depthwise, with many taps
+    assert is_dense(768, 768, 7, groups=768, padding=3, size=7)  # depthwise, no two outputs see the same taps
     assert not is_dense(32, 32, 3, groups=32)
+    assert not is_dense(32, 32, 7, groups=32)
     assert not is_dense(3, 64, 3)  # the first layer of a network
+    assert not is_dense(3, 64, 7)
     assert not is_dense(64, 64, 3, groups=32)
     assert not is_dense(32, 32, 3)
     assert not is_dense(512, 512, 3)

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "common/integers.h"
 #include "fused/dense_form.h"
 #include "fused/linear_rows.h"
 
@@ -101,14 +102,20 @@ struct Convolution {
   }
 
   LayerWork work(int64_t batch, int64_t nnz, bool has_dct, bool is_backward) const {
-    return {.rows = batch * out_height * out_width,
-            .m = m,
-            .n = n,
-            .nnz = nnz,
-            .has_dct = has_dct,
-            .is_backward = is_backward,
-            .convolution = &taps,
-            .pixels_per_row = seen_pixels()};
+    const ConvGeometry& g = geometry;
+    auto padded = [](int64_t padding, int64_t stride, int64_t outputs) {
+      return std::min(2.0 * double(ceil_div(padding, stride)) / double(outputs), 1.0);
+    };
+    return {
+        .rows = batch * out_height * out_width,
+        .m = m,
+        .n = n,
+        .nnz = nnz,
+        .has_dct = has_dct,
+        .is_backward = is_backward,
+        .convolution = &taps,
+        .pixels_per_row = seen_pixels(),
+        .corners = padded(g.padding_y, g.stride_y, out_height) * padded(g.padding_x, g.stride_x, out_width)};
   }
 
   // Whether patches are single pixels, side by side: then this is a linear layer over pixels.

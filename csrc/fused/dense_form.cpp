@@ -30,19 +30,19 @@ struct Costs {
   double dense_pixels = 100, convolution = 0.17;  // the same of a convolution
   double fast_tile = 150, operation = 0.35, value = 1.2, patch_value = 4, entry = 0.6;  // 16 rows
   double tap_product = 0.28, tap_value = 2.2, tap_filter = 6, tap_group = 20;           // 16 rows
-  // Of torch's convolutions: a group, if not depthwise; a filter's tap in a backward pass; depthwise, a filter and its
-  // taps.
-  double dense_group = 64, dense_tap = 3, depthwise_filter = 4, depthwise = 0.27;
+  // Of torch's convolutions: a group, if not depthwise; a filter's tap in a backward pass; depthwise, once, a filter and
+  // its taps.
+  double dense_group = 64, dense_tap = 3, depthwise_call = 25000, depthwise_filter = 4, depthwise = 0.18;
   // Direct: once; 16 rows; a product, with full vectors or one alone; depthwise, a filter and its taps.
-  double direct_call = 6000, direct_tile = 60, direct = 0.17, direct_narrow = 0.25;
+  double direct_call = 6000, direct_tile = 60, direct = 0.14, direct_narrow = 0.25;
   double direct_backward = 1.5;  // dx is summed over lanes
-  double direct_filter = 1, direct_depthwise = 0.36;
+  double direct_filter = 1.5, direct_depthwise = 0.22;
 };
 constexpr double kTileRows = 16;
 // "auto" never holds a larger W: its memory is a promise of the package.
 constexpr int64_t kMostEntries = 1 << 20;
 // The direct form is for groups of few values, and small W where lanes lie along the groups.
-constexpr int64_t kMostDirectValues = 64, kMostDirectEntries = 1 << 16;
+constexpr int64_t kMostDirectValues = 512, kMostDirectEntries = 1 << 16;
 constexpr int64_t kDirectLanes = 16;  // of a vector
 
 bool is_depthwise(const TapShape& shape) { return shape.channels == 1 && shape.filters == shape.groups; }
@@ -51,14 +51,16 @@ double dense_cost(const LayerWork& w) {
   const Costs c;
   const TapShape* conv = w.convolution;
   const double entries = double(w.m) * double(w.n), products = w.is_backward ? 2 : 1;
-  double tile = conv ? c.dense_pixels + c.convolution * entries : c.dense_tile + c.gemm * entries;
+  double call = c.dense_call,
+         tile = conv ? c.dense_pixels + c.convolution * entries : c.dense_tile + c.gemm * entries;
   if (conv && is_depthwise(*conv)) {
+    call = c.depthwise_call;
     tile = c.depthwise_filter * double(w.m) + c.depthwise * entries;
   } else if (conv && conv->groups > 1) {
     tile += c.dense_group * double(conv->groups);
   }
   const double backward = conv && w.is_backward ? c.dense_tap * entries / double(conv->channels) : 0;
-  return c.dense_call + c.dense_entry * entries + double(w.rows) / kTileRows * (products * tile + backward);
+  return call + c.dense_entry * entries + double(w.rows) / kTileRows * (products * tile + backward);
 }
 
 // Infinite where the form is not meant for the shape.
@@ -71,7 +73,8 @@ double direct_cost(const LayerWork& w) {
   const double n = double(w.n), tiles = std::max(double(w.rows) / kTileRows, 1.0);
   double tile;
   if (is_depthwise(*conv)) {
-    tile = (c.direct_filter + c.direct_depthwise * n) * double(round_up(w.m, kDirectLanes));
+    // Outputs in a corner, which see other taps than their neighbours, are summed one by one.
+    tile = (1 + w.corners) * (c.direct_filter + c.direct_depthwise * n) * double(round_up(w.m, kDirectLanes));
   } else {
     const int64_t lanes = round_up(w.m / conv->groups, kDirectLanes);
     const double rate = lanes == kDirectLanes ? c.direct_narrow : c.direct;

@@ -20,6 +20,7 @@ struct LayerWork {
   bool has_dct, is_backward = false;
   const TapShape* convolution = nullptr;  // null: a linear layer
   int64_t pixels_per_row = 1;  // of a convolution: seen pixels for each patch, more than 1 with strides
+  double corners = 0;          // of a convolution: the share of outputs that see padding both across and down
 };
 
 // How a layer is computed: row by row (patch by patch) with an FFT; a convolution also by taps (tap_plan.h), or directly
