@@ -171,7 +171,7 @@ class TileTransform {
       default:
         first_pass<16>(first, work, squares);
     }
-    run_children<false>(first, work, plan_.turns.data(), 1, meanwhile);
+    run_children<false>(first, work, plan_.turns.data(), meanwhile);
   }
   template <class Work>  // const V*, or InTwo<V> for two tiles at once
   DCTPS_INLINE auto finish(Work work, int64_t k) const {
@@ -213,9 +213,6 @@ class TileTransform {
   // in large bursts.
   static constexpr int64_t kFewValues = 32;
 
-  // So many values of small complex transforms go through a pass together: few calls, and still in the nearest cache.
-  static constexpr int64_t kNearValues = 256;
-
   // Runs pass `number` and all below it on `blocks` transforms that lie one behind the other. Depth first: a
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
   // order. The first pass reads `input`, if any. turns: those of work's places.
@@ -225,8 +222,7 @@ class TileTransform {
     const Pass<A>& pass = plan_.passes[size_t(number)];
     const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
     const bool is_leaf = pass.real_child < 0 && pass.complex_child < 0;
-    const int64_t group = is_leaf ? kFewValues : pass.is_complex ? kNearValues : size;
-    const int few = size < group ? int(group / size) : 1;
+    const int few = is_leaf && size < kFewValues ? int(kFewValues / size) : 1;
     for (int b = 0; b < blocks; b += few, work += few * size, turns += few * size) {
       const int here = blocks - b < few ? blocks - b : few;
       if (!Adjoint || is_leaf) apply<Adjoint>(pass, work, turns, here, input);
@@ -234,20 +230,18 @@ class TileTransform {
         meanwhile(size * here);
         continue;
       }
-      run_children<Adjoint>(pass, work, turns, here, meanwhile);
-      if (Adjoint) apply<Adjoint>(pass, work, turns, here, nullptr);
+      run_children<Adjoint>(pass, work, turns, meanwhile);
+      if (Adjoint) apply<Adjoint>(pass, work, turns, 1, nullptr);
     }
   }
 
-  // Of several blocks only where the pass is complex: then their children lie one behind the other.
   template <bool Adjoint, class Meanwhile>
-  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, const A* turns, int blocks,
-                                 Meanwhile& meanwhile) const {
+  DCTPS_INLINE void run_children(const Pass<A>& pass, V* work, const A* turns, Meanwhile& meanwhile) const {
     run<Adjoint>(pass.real_child, work, turns, pass.real_children, nullptr, meanwhile);
-    const int together = pass.skew ? 1 : pass.complex_children;
+    const int together = pass.skew ? 1 : pass.complex_children;  // children one behind the other
     for (int c = 0; c < pass.complex_children; c += together) {
       const int64_t at = pass.complex_child_at(c);
-      run<Adjoint>(pass.complex_child, work + at, turns + at, together * blocks, nullptr, meanwhile);
+      run<Adjoint>(pass.complex_child, work + at, turns + at, together, nullptr, meanwhile);
     }
   }
 
