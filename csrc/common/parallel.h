@@ -9,8 +9,6 @@
 #include <thread>
 #include <vector>
 
-#include "common/integers.h"
-
 namespace dctps {
 
 // The number of threads that run_workers may use now.
@@ -34,6 +32,7 @@ inline int64_t chunks_at_a_time(int64_t count) {
 // caches too.
 template <class MakeWorker>
 void share_chunks(int64_t count, const MakeWorker& make_worker, int64_t together, int64_t shares) {
+  if (count <= 0) return;
   struct alignas(64) Share {  // a cache line of its own: neighbours are written by other threads
     std::atomic<int64_t> next;
     int64_t end;
@@ -48,7 +47,7 @@ void share_chunks(int64_t count, const MakeWorker& make_worker, int64_t together
     shared.shares[size_t(s)].end = (s + 1) * count / shares;
   }
   run_workers(
-      int(std::min(ceil_div(count, together), int64_t(max_workers()))),
+      int(std::min(count, int64_t(max_workers()))),
       [](void* context, int number) {
         auto& state = *static_cast<Shared*>(context);
         auto worker =
@@ -72,13 +71,13 @@ void share_chunks(int64_t count, const MakeWorker& make_worker, int64_t together
 // do, so that it finds in its cache what it wrote there before.
 template <class MakeWorker>
 void parallel_chunks(int64_t count, const MakeWorker& make_worker, int64_t together = 1) {
-  if (count > 0) share_chunks(count, make_worker, together, std::min(count, int64_t(max_workers())));
+  share_chunks(count, make_worker, together, std::min(count, int64_t(max_workers())));
 }
 
 // The chunks in rising order, each to whoever is free, as OrderedSections wants them.
 template <class MakeWorker>
 void parallel_chunks_in_order(int64_t count, const MakeWorker& make_worker) {
-  if (count > 0) share_chunks(count, make_worker, 1, 1);
+  share_chunks(count, make_worker, 1, 1);
 }
 
 // Lets the chunks of parallel_chunks_in_order add to shared sums in the order of their numbers, so that the sums have

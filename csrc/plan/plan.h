@@ -48,8 +48,8 @@ struct Pass {
   int real_child_length;
   int complex_children;
   int real_child = -1, complex_child = -1;  // numbers of their passes in Plan::passes, -1 for length 1
-  std::vector<A>
-      twiddles;  // [columns][complex_children (less the first, if is_complex)] {cos, -sin}; see is_last()
+  // [columns][complex_children (less the first, if is_complex)] {cos, -sin}; none of a last pass
+  std::vector<A> twiddles;
   std::vector<A> rotations;  // odd radix, h = (radix-1)/2: [h][h] cos, then [h][h] sin of 2 pi k s / radix
 
   int length() const { return radix * columns; }
