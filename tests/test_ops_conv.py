@@ -1,6 +1,8 @@
 """The fused convolution: accuracy against the dense twin, gradients, memory formats, determinism, errors."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -327,6 +329,32 @@ def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(device, f
         alone, _, alone_gradients = run(x[image : image + 1], *rest, dy=dy[image : image + 1])
         assert torch.equal(alone[0], y[image])
         assert torch.equal(alone_gradients[0][0], gradients[0][image])
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_threads_that_share_the_filters_of_a_small_image_change_nothing(threads, groups, channels_last):
+    geometry = (6, 60, (3, 3), dict(padding=1, groups=groups))  # shares of 16 filters begin within groups
+    x, *rest, keywords = operands(geometry, torch.float32, batch=1, density=0.3, height=5, width=6)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    results = []
+    for count in (1, 4):
+        threads(count)
+        results.append(dctps_conv2d(x, *rest, **keywords, algorithm="taps"))
+    assert torch.equal(*results)
+
+
+def test_each_thread_takes_filters_of_a_small_image():
+    program = """
+import torch, dctps_ext
+layer, x = dctps_ext.DCTpSConv2d(64, 64, 3, padding=1, algorithm="fast"), torch.randn(1, 64, 5, 6)
+for count in (1, 4):
+    torch.set_num_threads(count)
+    layer(x)
+    print(dctps_ext._C.workspace_bytes())
+"""
+    alone, four = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
+    assert four == 4 * alone  # of scratch memory: a tile for each thread
 
 
 @pytest.mark.parametrize("form", FORMS)

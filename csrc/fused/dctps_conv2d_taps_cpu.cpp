@@ -155,7 +155,7 @@ DCTPS_INLINE Vec<A> folded(const A* x, int64_t pitch, int64_t channels, int part
 
 // ---------------------------------------------------------------------------------------------------- forward
 
-// A part of the line, at most `most` cells at a time. Each step makes as many cells of every kind, a reach behind those
+// A part of the line and some of the filters, at most `most` cells at a time. Each step makes as many cells of every kind, a reach behind those
 // that they are made of; what later steps read again is kept: of x as it is, of Z and H for each filter.
 template <class E>
 struct ForwardTile {
@@ -250,8 +250,8 @@ struct ForwardTile {
     terms = pieces.take<TapTerm<A>>(args.geometry.kernel_width);
   }
 
-  // y in cells begin .. end - 1.
-  void run(int64_t begin, int64_t end) {
+  // y of filters first_filter .. end_filter - 1 in cells begin .. end - 1.
+  void run(int64_t begin, int64_t end, int64_t first_filter, int64_t end_filter) {
     const int64_t behind = lag + ahead, units = ceil_div(end + behind - begin, kStepUnit);
     const int64_t steps = ceil_div(units * kStepUnit, most);
     auto start = [=](int64_t number) { return begin + units * number / steps * kStepUnit; };
@@ -265,7 +265,11 @@ struct ForwardTile {
       shape.space.output_runs(args.y, first - behind, begin, std::min(end, first - behind + cells),
                               target.runs);
       target.prepare(args.y, cells);
-      for (int64_t group = 0; group < shape.groups; ++group) step(group);
+      for (int64_t group = first_filter / shape.filters; group * shape.filters < end_filter; ++group) {
+        const int64_t before = group * shape.filters;
+        step(group, std::max(first_filter - before, int64_t(0)),
+             std::min(end_filter - before, shape.filters));
+      }
     }
   }
 
@@ -291,10 +295,11 @@ struct ForwardTile {
     }
   }
 
-  void step(int64_t group) {
+  // Filters first .. end - 1 of a group.
+  void step(int64_t group, int64_t first, int64_t end) {
     if (shape.plan) reduce(group);
-    for (int64_t f = 0; f < shape.filters; f += kStored<A>) {
-      const int64_t count = std::min(kStored<A>, shape.filters - f);
+    for (int64_t f = first; f < end; f += kStored<A>) {
+      const int64_t count = std::min(kStored<A>, end - f);
       for (int64_t j = 0; j < count; ++j) {
         const int64_t k = group * shape.filters + f + j, in_block = j % kFilters;
         if (shape.plan && !in_block) expand(group, f + j, std::min(kFilters, count - j));
@@ -448,9 +453,15 @@ void forward(const Conv2dForwardArgs& args) {
   const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);
   const int64_t chunk = round_up(ceil_div(line, wanted), Tile::kStepUnit);
   const int64_t step = std::min(most, round_up(chunk + behind, Tile::kStepUnit));
-  parallel_chunks(ceil_div(line, chunk), [&] {
-    return [chunk, line, tile = Tile(args, shape, step)](int64_t number) mutable {
-      tile.run(number * chunk, std::min((number + 1) * chunk, line));
+  // Threads that a short line leaves idle share its filters, though each then reduces all channels.
+  const int64_t chunks = ceil_div(line, chunk), stored = kStored<Accumulator<E>>;
+  const int64_t sharing = std::clamp(workers / chunks, int64_t(1), ceil_div(shape.m, stored));
+  const int64_t filters = round_up(ceil_div(shape.m, sharing), stored);
+  const int64_t parts = ceil_div(shape.m, filters);
+  parallel_chunks(chunks * parts, [&] {
+    return [=, m = shape.m, tile = Tile(args, shape, step)](int64_t number) mutable {
+      const int64_t begin = number / parts * chunk, filter = number % parts * filters;
+      tile.run(begin, std::min(begin + chunk, line), filter, std::min(filter + filters, m));
     };
   });
 }
