@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "check.h"
+#include "common/cache_size.h"
 #include "common/workspace.h"
 #include "fused/dctps_linear.h"
 
@@ -138,6 +139,12 @@ void test_sums_repeat_exactly() {
   }
 }
 
+// Of whatever processor: what it says is a cache of whole lines, larger than the second one may be, or nothing.
+void test_the_third_cache_is_none_or_of_a_likely_size() {
+  const int64_t bytes = third_cache_bytes();
+  CHECK(bytes == 0 || (bytes % 64 == 0 && bytes >= 1 << 20 && bytes <= int64_t(4) << 30));
+}
+
 void test_workspace_is_counted() {
   release_workspace();
   const int64_t before = workspace_bytes();
@@ -163,6 +170,7 @@ int main() {
     }
     test_sums_repeat_exactly();
   }
+  test_the_third_cache_is_none_or_of_a_likely_size();
   test_workspace_is_counted();
   return check::failures != 0;
 }
