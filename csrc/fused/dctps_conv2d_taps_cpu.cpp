@@ -155,8 +155,9 @@ DCTPS_INLINE Vec<A> folded(const A* x, int64_t pitch, int64_t channels, int part
 
 // ---------------------------------------------------------------------------------------------------- forward
 
-// A part of the line and some of the filters, at most `most` cells at a time. Each step makes as many cells of every kind, a reach behind those
-// that they are made of; what later steps read again is kept: of x as it is, of Z and H for each filter.
+// A part of the line and some of the filters, at most `most` cells at a time. Each step makes as many cells of every
+// kind, a reach behind those that they are made of; what later steps read again is kept: of x as it is, of Z and H for
+// each filter.
 template <class E>
 struct ForwardTile {
   using A = Accumulator<E>;
@@ -165,6 +166,7 @@ struct ForwardTile {
   const Conv2dForwardArgs& args;
   const Shape<E>& shape;
   int64_t most, cells;                   // of any step, of this one
+  int64_t first_filter, end_filter;      // of this run
   int64_t ahead, lag;                    // of Z before H, of H before y: the reach in columns and in rows
   int64_t x_before, z_before, h_before;  // cells that are kept of each: these reaches, in whole vectors
   // Rows of x_before + most, z_before + most, h_before + most, and most.
@@ -251,7 +253,8 @@ struct ForwardTile {
   }
 
   // y of filters first_filter .. end_filter - 1 in cells begin .. end - 1.
-  void run(int64_t begin, int64_t end, int64_t first_filter, int64_t end_filter) {
+  void run(int64_t begin, int64_t end, int64_t first_of_filters, int64_t end_of_filters) {
+    first_filter = first_of_filters, end_filter = end_of_filters;
     const int64_t behind = lag + ahead, units = ceil_div(end + behind - begin, kStepUnit);
     const int64_t steps = ceil_div(units * kStepUnit, most);
     auto start = [=](int64_t number) { return begin + units * number / steps * kStepUnit; };
@@ -304,7 +307,8 @@ struct ForwardTile {
         const int64_t k = group * shape.filters + f + j, in_block = j % kFilters;
         if (shape.plan && !in_block) expand(group, f + j, std::min(kFilters, count - j));
         for (const Cells<E>& source : sources) {
-          if (fetches) fetch_cells(args.x, source, 0, args.x.channels, k, shape.m);
+          if (fetches)
+            fetch_cells(args.x, source, 0, args.x.channels, k - first_filter, end_filter - first_filter);
         }
         if (shape.plan) across(k, z + in_block * 2 * shape.planes * z_pitch);
         finish(group, k, y + j * pitch);
