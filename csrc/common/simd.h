@@ -29,6 +29,10 @@ constexpr int kVectorBytes = 16;
 template <class A>
 constexpr int kLanes = kVectorBytes / int(sizeof(A));
 
+// Elements that are taken from each row at a time: squares of vectors that together fill its cache lines.
+template <class A>
+constexpr int kStrip = 64 / int(sizeof(A));
+
 template <class A>
 struct VectorOf {
   typedef A type __attribute__((vector_size(kVectorBytes)));
@@ -339,6 +343,7 @@ struct Two {
   friend DCTPS_INLINE Two operator*(Two two, A factor) {
     return {two.first * factor, two.second * factor};
   }
+  friend DCTPS_INLINE Two operator*(Two a, Two b) { return {a.first * b.first, a.second * b.second}; }
   friend DCTPS_INLINE Two operator+(Two a, Two b) { return {a.first + b.first, a.second + b.second}; }
   DCTPS_INLINE Two& operator+=(Two other) { return *this = *this + other; }
 };
@@ -356,10 +361,25 @@ DCTPS_INLINE void fill(Two<V>& two, A value) {
   fill(two.second, value);
 }
 template <class V>
+DCTPS_INLINE V sum_of(V v) {
+  return v;
+}
+template <class V>
+DCTPS_INLINE V sum_of(Two<V> two) {
+  return two.first + two.second;
+}
+template <class V>
 struct InTwo {
   const V *first, *second;
 
   DCTPS_INLINE Two<V> operator[](int64_t i) const { return {first[i], second[i]}; }
+};
+// The same where each place has both side by side.
+template <class V>
+struct Interleaved {
+  const V* both;
+
+  DCTPS_INLINE Two<V> operator[](int64_t i) const { return {both[2 * i], both[2 * i + 1]}; }
 };
 
 }  // namespace DCTPS_ISA

@@ -2,6 +2,9 @@
 // stored back.
 #pragma once
 
+#include <algorithm>
+#include <array>
+
 #include "common/simd.h"
 
 namespace dctps {
@@ -39,10 +42,15 @@ struct Lanes {
   }
 };
 
+// The rows of N tiles that go together.
+template <class E, int N>
+using Tiles = std::array<Lanes<E>, N>;
+
 // The square of whole vectors at element `first` of rows that are contiguous and all present: nearly every one. In
 // functions of their own, because an array that some branch indexes by a variable is kept in memory in all of them,
 // and then each of these moves costs two.
-template <class E>
+// Elements come N vectors apart.
+template <class E, int N = 1>
 DCTPS_INLINE void load_whole_square(const Lanes<const E>& from, int64_t first, Vec<Accumulator<E>>* to) {
   constexpr int L = kLanes<Accumulator<E>>;
   Vec<Accumulator<E>> square[L];
@@ -50,7 +58,7 @@ DCTPS_INLINE void load_whole_square(const Lanes<const E>& from, int64_t first, V
   for (int l = 0; l < L; ++l) square[l] = load(from.lane[l] + first);
   transpose<Accumulator<E>>(square);
 #pragma GCC unroll 16
-  for (int l = 0; l < L; ++l) to[l] = square[l];
+  for (int l = 0; l < L; ++l) to[l * N] = square[l];
 }
 
 // are_lines: every row of the square is known to begin a cache line.
@@ -74,14 +82,14 @@ DCTPS_INLINE void store_whole_square(const Lanes<E>& to, int64_t first, const Ve
   }
 }
 
-// to[0 .. count-1] = elements first .. first + count - 1 of all lanes, count <= kLanes. The rest of to[0 .. kLanes-1]
-// may be overwritten.
-template <class E>
+// to[0], to[N], .. = elements first .. first + count - 1 of all lanes, count <= kLanes. The rest of kLanes may be
+// overwritten.
+template <class E, int N = 1>
 DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int count, Vec<Accumulator<E>>* to) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
   if (from.stride == 1) {
-    if (count == L && from.all_present()) return load_whole_square(from, first, to);
+    if (count == L && from.all_present()) return load_whole_square<E, N>(from, first, to);
     Vec<A> square[L];
     if (count == L) {
       for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load(from.lane[l] + first) : Vec<A>{};
@@ -91,80 +99,99 @@ DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int cou
       }
     }
     transpose<A>(square);
-    for (int i = 0; i < count; ++i) to[i] = square[i];
+    for (int i = 0; i < count; ++i) to[i * N] = square[i];
   } else if (from.are_neighbours()) {
-    for (int i = 0; i < count; ++i) to[i] = load(from.lane[0] + (first + i) * from.stride);
+    for (int i = 0; i < count; ++i) to[i * N] = load(from.lane[0] + (first + i) * from.stride);
   } else {
     for (int i = 0; i < count; ++i) {
       E gathered[L] = {};
       for (int l = 0; l < L; ++l) {
         if (from.lane[l]) gathered[l] = from.lane[l][(first + i) * from.stride];
       }
-      to[i] = load(gathered);
+      to[i * N] = load(gathered);
     }
   }
 }
 
-// to[i] = element i of all lanes, 0 <= i < count.
-template <class E>
+// to[i * N] = element i of all lanes, 0 <= i < count.
+template <class E, int N = 1>
 void load_tile(const Lanes<const E>& from, int64_t count, Vec<Accumulator<E>>* to) {
   constexpr int L = kLanes<Accumulator<E>>;
   int64_t first = 0;
   if (from.stride == 1 && from.all_present()) {
-    for (; first + L <= count; first += L) load_whole_square(from, first, to + first);
+    for (; first + L <= count; first += L) load_whole_square<E, N>(from, first, to + first * N);
   }
   for (; first < count; first += L) {
-    load_square(from, first, count - first < L ? int(count - first) : L, to + first);
+    load_square<E, N>(from, first, count - first < L ? int(count - first) : L, to + first * N);
   }
 }
 
-// The values of a tile square by square, as TileTransform::forward takes them, those from `count` on zero: loaded into
-// `to` [length], where kept at their places, otherwise one over the other.
-template <class E>
-class RowSquares {
+// to = elements 0 .. count - 1 of N tiles, side by side.
+template <class E, size_t N>
+void load_tiles(const std::array<Lanes<const E>, N>& from, int64_t count, Vec<Accumulator<E>>* to) {
+  for (size_t t = 0; t < N; ++t) load_tile<E, int(N)>(from[t], count, to + t);
+}
+
+// The values of a tile strip by strip, as TileTransform::forward takes them, those from `count` on zero, N vectors apart:
+// loaded into `to` [length * N], where kept at their places, otherwise one over the other.
+template <class E, int N>
+class RowStrips {
  public:
   using V = Vec<Accumulator<E>>;
 
-  // to[count ..] is zero already. fetches: the rows are not in the caches, so that each square's neighbour, which comes
-  // next, is fetched along with it.
-  RowSquares(const Lanes<const E>& from, int64_t count, V* to, bool kept, bool fetches)
+  // `tiles` tiles are loaded at a time, the next one's values beside this one's; 0: they are there already. to[count * N
+  // ..] is zero already. fetches: the rows are not in the caches, so that each strip's neighbour, which comes next, is
+  // fetched along with it.
+  RowStrips(const Lanes<const E>* from, int tiles, int64_t count, V* to, bool kept, bool fetches)
       : from_(from),
+        tiles_(tiles),
         count_(count),
         to_(to),
         kept_(kept),
-        whole_(from.stride == 1 && from.all_present()),
+        whole_(tiles == 1 && from->stride == 1 && from->all_present()),
         fetches_(fetches) {}
 
-  DCTPS_INLINE const V* square(int64_t first, int slot) const {
+  static constexpr int stride() { return N; }
+
+  template <int P>
+  DCTPS_INLINE const V* strip(int64_t first, int slot) const {
     constexpr int L = kLanes<Accumulator<E>>;
-    V* const to = to_ + (kept_ ? first : slot * L);
-    if (whole_ && first + L <= count_) {
+    V* const to = to_ + (kept_ ? first : slot * P) * N;
+    if (whole_ && first + P <= count_) {
       if (fetches_) {
-        const int64_t next = slot % 2 ? first - L : first + L;
+        const int64_t next = slot % 2 ? first - P : first + P;
 #pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) __builtin_prefetch(from_.lane[l] + next);
+        for (int l = 0; l < L; ++l) __builtin_prefetch(from_->lane[l] + next);
       }
-      load_whole_square(from_, first, to);
-    } else {
-      load_cut_square(first, to);
+#pragma GCC unroll 1
+      for (int i = 0; i < P; i += L) load_whole_square<E, N>(*from_, first + i, to + i * N);
+    } else if (tiles_) {
+      load_cut_strip(first, P, to);
     }
     return to;
   }
 
   const V* all() const {
-    load_tile(from_, count_, to_);
+    for (int t = 0; t < tiles_; ++t) load_tile<E, N>(from_[t], count_, to_ + t);
     return to_;
   }
 
  private:
-  __attribute__((noinline)) void load_cut_square(int64_t first, V* to) const {
+  __attribute__((noinline)) void load_cut_strip(int64_t first, int length, V* to) const {
     constexpr int L = kLanes<Accumulator<E>>;
-    const int here = count_ - first >= L ? L : count_ > first ? int(count_ - first) : 0;
-    if (here) load_square(from_, first, here, to);
-    for (int i = here; i < L; ++i) to[i] = V{};
+    const int here = int(std::clamp(count_ - first, int64_t(0), int64_t(length)));
+    for (int i = 0; i < here; i += L) {
+      for (int t = 0; t < tiles_; ++t) {
+        load_square<E, N>(from_[t], first + i, here - i < L ? here - i : L, to + i * N + t);
+      }
+    }
+    for (int i = here; i < length; ++i) {
+      for (int t = 0; t < tiles_; ++t) to[i * N + t] = V{};
+    }
   }
 
-  const Lanes<const E>& from_;
+  const Lanes<const E>* const from_;
+  const int tiles_;
   const int64_t count_;
   V* const to_;
   const bool kept_, whole_, fetches_;
@@ -226,28 +253,40 @@ DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, 
   }
 }
 
-// Stores value(i) for 0 <= i < count as element i of all lanes.
-template <class E, class Value>
-DCTPS_INLINE void store_tile(const Lanes<E>& to, int64_t count, const Value& value) {
-  store_squares(to, 0, count, [](int64_t, int) {}, [&](int64_t k, int) { return value(k); });
+template <class E, class Before, class Value>
+DCTPS_INLINE void store_squares(const Tiles<E, 1>& to, int64_t begin, int64_t end, const Before& before,
+                                const Value& value) {
+  store_squares(to[0], begin, end, before, value);
 }
-
-// The same for two tiles: value(i) is a Two. The second one's squares wait in memory for the first one's.
-template <class E, class Value>
-DCTPS_INLINE void store_tile(const Two<Lanes<E>>& to, int64_t count, const Value& value) {
+// The same for two tiles: value(k, i) is a Two. The second one's squares wait in memory for the first one's.
+template <class E, class Before, class Value>
+DCTPS_INLINE void store_squares(const Tiles<E, 2>& to, int64_t begin, int64_t end, const Before& before,
+                                const Value& value) {
   constexpr int L = kLanes<Accumulator<E>>;
   Vec<Accumulator<E>> square[L];
-  int64_t stored = 0;
-  auto store_waiting = [&](int64_t end, int) {
-    if (end > stored) store_square(to.second, stored, int(end - stored), square);
-    stored = end;
+  int64_t stored = begin;
+  auto store_waiting = [&](int64_t stop) {
+    if (stop > stored) store_square(to[1], stored, int(stop - stored), square);
+    stored = stop;
   };
-  store_squares(to.first, 0, count, store_waiting, [&](int64_t k, int i) {
-    const auto both = value(k);
-    square[i] = both.second;
-    return both.first;
-  });
-  store_waiting(count, 0);
+  store_squares(
+      to[0], begin, end,
+      [&](int64_t first, int here) {
+        store_waiting(first);
+        before(first, here);
+      },
+      [&](int64_t k, int i) {
+        const auto both = value(k, i);
+        square[i] = both.second;
+        return both.first;
+      });
+  store_waiting(end);
+}
+
+// Stores value(i) for 0 <= i < count as element i of all lanes.
+template <class To, class Value>
+DCTPS_INLINE void store_tile(const To& to, int64_t count, const Value& value) {
+  store_squares(to, 0, count, [](int64_t, int) {}, [&](int64_t k, int) { return value(k); });
 }
 
 // The same where value() is too much code to be unrolled.
@@ -266,26 +305,30 @@ DCTPS_INLINE void store_tile_rolled(const Lanes<E>& to, int64_t count, const Val
 template <class E>
 class Prefetch {
  public:
-  // Nothing is fetched where `wanted` is false, or unless all rows are there and contiguous.
+  // Nothing is fetched where `wanted` is false, or unless all rows are there and contiguous, or neighbours in memory.
   Prefetch(const Lanes<const E>& rows, int64_t count, bool wanted)
-      : rows_(rows),
-        end_(wanted && rows.stride == 1 && rows.all_present() ? count * int64_t(sizeof(E)) : 0) {}
+      : rows_(rows), are_contiguous_(rows.stride == 1 && rows.all_present()) {
+    end_ = wanted && (are_contiguous_ || rows.are_neighbours()) ? count : 0;
+  }
 
-  // The next bytes of every row, as many as `elements` vectors of elements fill.
+  // The next `elements` of every row.
   DCTPS_INLINE void advance(int64_t elements) {
-    due_ += elements * int64_t(sizeof(E));
-    for (const int64_t stop = due_ < end_ ? due_ : end_; at_ < stop; at_ += 64) {
+    due_ += elements;
+    const int64_t stop = due_ < end_ ? due_ : end_;
+    if (are_contiguous_) {
+      for (; at_ < stop; at_ += 64 / int64_t(sizeof(E))) {
 #pragma GCC unroll 16
-      for (int l = 0; l < kRows; ++l) {
-        __builtin_prefetch(reinterpret_cast<const char*>(rows_.lane[l]) + at_);
+        for (int l = 0; l < kLanes<Accumulator<E>>; ++l) __builtin_prefetch(rows_.lane[l] + at_);
       }
+    } else {
+      for (; at_ < stop; ++at_) __builtin_prefetch(rows_.lane[0] + at_ * rows_.stride);
     }
   }
 
  private:
-  static constexpr int kRows = kLanes<Accumulator<E>>;
   const Lanes<const E>& rows_;
-  int64_t at_ = 0, due_ = 0, end_;  // bytes of each row
+  const bool are_contiguous_;
+  int64_t at_ = 0, due_ = 0, end_;  // elements of each row
 };
 
 }  // namespace DCTPS_ISA

@@ -125,12 +125,16 @@ DCTPS_INLINE void dft(V* re, V* im, const A* rotations) {
   }
 }
 
-// A tile in memory as the squares that TileTransform takes.
+// A tile in memory as the strips that TileTransform takes.
 template <class V>
-struct TileSquares {
+struct TileStrips {
   const V* tile;
-  const V* square(int64_t first, int) const { return tile + first; }
+  template <int>
+  const V* strip(int64_t first, int) const {
+    return tile + first;
+  }
   const V* all() const { return tile; }
+  static constexpr int stride() { return 1; }
 };
 
 // ---- passes. R = 0 stands for any odd radix, known only at run time.
@@ -144,32 +148,34 @@ class TileTransform {
       : plan_(plan), place_of_y_(plan.place_of_y.data()), place_of_x_(plan.place_of_x.data()) {}
 
   // From x [length] (zero-padded) to work [work_size], of which finish(work, k) reads y[k]. x comes as
-  // squares.all(), or in pieces: squares.square(first, slot) is x[first .. first + kLanes - 1], and stays in memory
-  // until another square takes its slot, of which there are length / kLanes. Meanwhile calls meanwhile(v) now and
+  // strips.all(), or in pieces: strips.strip<P>(first, slot) is x[first .. first + P - 1], and stays in memory until
+  // another strip takes its slot, of which there are length / P. Its values are strips.stride() vectors apart, 1 or 2.
+  // Meanwhile calls meanwhile(v) now and
   // then, after v more of the values have been worked on.
-  template <class Squares, class Meanwhile>
-  void forward(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
-    if (plan_.is_bluestein()) return convolve(plan_.start, plan_.finish, squares.all(), work, meanwhile);
+  template <class Strips, class Meanwhile>
+  void forward(Strips&& strips, V* work, Meanwhile&& meanwhile) const {
+    if (plan_.is_bluestein()) return convolve(plan_.start, plan_.finish, strips, work, meanwhile);
     if (plan_.root < 0) {
-      work[0] = squares.all()[0];
+      work[0] = strips.all()[0];
       return;
     }
     const Pass<A>& first = plan_.passes[size_t(plan_.root)];
-    if (first.columns < kLanes<A> || first.radix % 2) {
-      return run<false>(plan_.root, work, plan_.turns.data(), 1, squares.all(), meanwhile);
+    if (first.columns < kStrip<A> || first.radix % 2) {
+      const Input input{strips.all(), strips.stride()};
+      return run<false>(plan_.root, work, plan_.turns.data(), 1, &input, meanwhile);
     }
     switch (first.radix) {
       case 2:
-        first_pass<2>(first, work, squares);
+        first_pass<2>(first, work, strips);
         break;
       case 4:
-        first_pass<4>(first, work, squares);
+        first_pass<4>(first, work, strips);
         break;
       case 8:
-        first_pass<8>(first, work, squares);
+        first_pass<8>(first, work, strips);
         break;
       default:
-        first_pass<16>(first, work, squares);
+        first_pass<16>(first, work, strips);
     }
     run_children<false>(first, work, plan_.turns.data(), meanwhile);
   }
@@ -178,35 +184,47 @@ class TileTransform {
     return work[place_of_y_[k]];
   }
 
-  // The transpose: from v [length], in squares like forward()'s x, of which adjoint_finish(work, i) reads x[i].
-  template <class Squares, class Meanwhile>
-  void adjoint(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
+  // The transpose: from v [length], in strips like forward()'s x, of which adjoint_finish(work, i) reads x[i].
+  template <class Strips, class Meanwhile>
+  void adjoint(Strips&& strips, V* work, Meanwhile&& meanwhile) const {
     if (plan_.is_bluestein()) {
-      return convolve(plan_.adjoint_start, plan_.adjoint_finish, squares.all(), work, meanwhile);
+      return convolve(plan_.adjoint_start, plan_.adjoint_finish, strips, work, meanwhile);
     }
     constexpr int L = kLanes<A>;
     for (int64_t first = 0; first < plan_.length; first += L) {
-      const V* const square = squares.square(first, 0);
-      for (int i = 0; i < L && first + i < plan_.length; ++i) work[place_of_y_[first + i]] = square[i];
+      const V* const strip = strips.template strip<L>(first, 0);
+      for (int i = 0; i < L && first + i < plan_.length; ++i) {
+        work[place_of_y_[first + i]] = strip[i * strips.stride()];
+      }
     }
     run<true>(plan_.root, work, plan_.turns.data(), 1, nullptr, meanwhile);
   }
-  DCTPS_INLINE V adjoint_finish(const V* work, int64_t i) const { return work[place_of_x_[i]]; }
+  template <class Work>
+  DCTPS_INLINE auto adjoint_finish(Work work, int64_t i) const {
+    return work[place_of_x_[i]];
+  }
 
  private:
+  // All of x, its values `stride` vectors apart.
+  struct Input {
+    const V* data;
+    int stride;
+    DCTPS_INLINE V operator[](int64_t i) const { return data[i * stride]; }
+  };
+
   // to[p] = terms[p] of from, which may be `to` where a term takes nothing that another one has written.
-  static void combine(const std::vector<Combine<A>>& terms, const V* from, V* to) {
+  static void combine(const std::vector<Combine<A>>& terms, Input from, V* to) {
     for (const Combine<A>& term : terms) *to++ = from[term.a] * term.ca + from[term.b] * term.cb;
   }
 
   // Bluestein's convolution: the passes, by whose last ones the kernel's spectrum is multiplied, and back.
-  template <class Meanwhile>
-  void convolve(const std::vector<Combine<A>>& start, const std::vector<Combine<A>>& finish, const V* from,
+  template <class Strips, class Meanwhile>
+  void convolve(const std::vector<Combine<A>>& start, const std::vector<Combine<A>>& finish, Strips& strips,
                 V* work, Meanwhile& meanwhile) const {
-    combine(start, from, work);
+    combine(start, {strips.all(), strips.stride()}, work);
     run<false>(plan_.root, work, plan_.turns.data(), 1, nullptr, meanwhile);
     run<true>(plan_.root, work, plan_.turns_back.data(), 1, nullptr, meanwhile);
-    combine(finish, work, work);
+    combine(finish, {work, 1}, work);
   }
 
   // Meanwhile is called after about so many values of a leaf pass: often, because a processor drops prefetches that come
@@ -217,7 +235,7 @@ class TileTransform {
   // sub-transform is finished while it is in the nearest cache. The adjoint visits the passes in the reverse
   // order. The first pass reads `input`, if any. turns: those of work's places.
   template <bool Adjoint, class Meanwhile>
-  void run(int number, V* work, const A* turns, int blocks, const V* input, Meanwhile& meanwhile) const {
+  void run(int number, V* work, const A* turns, int blocks, const Input* input, Meanwhile& meanwhile) const {
     if (number < 0) return;
     const Pass<A>& pass = plan_.passes[size_t(number)];
     const int64_t size = int64_t(pass.length()) * (pass.is_complex ? 2 : 1);
@@ -246,7 +264,7 @@ class TileTransform {
   }
 
   template <bool Adjoint>
-  void apply(const Pass<A>& pass, V* work, const A* turns, int blocks, const V* input) const {
+  void apply(const Pass<A>& pass, V* work, const A* turns, int blocks, const Input* input) const {
     switch (pass.radix) {
       case 2:
         return apply_radix<Adjoint, 2>(pass, work, turns, blocks, input);
@@ -270,13 +288,13 @@ class TileTransform {
   }
 
   template <bool Adjoint, int R>
-  void apply_radix(const Pass<A>& pass, V* work, const A* turns, int blocks, const V* input) const {
+  void apply_radix(const Pass<A>& pass, V* work, const A* turns, int blocks, const Input* input) const {
     pass.is_last() ? apply_radix<Adjoint, R, true>(pass, work, turns, blocks, input)
                    : apply_radix<Adjoint, R, false>(pass, work, turns, blocks, input);
   }
 
   template <bool Adjoint, int R, bool Last>
-  void apply_radix(const Pass<A>& pass, V* work, const A* turns, int blocks, const V* input) const {
+  void apply_radix(const Pass<A>& pass, V* work, const A* turns, int blocks, const Input* input) const {
     if (pass.is_complex) {
       if constexpr (R != 16) complex_pass<Adjoint, R, Last>(pass, work, turns, blocks);
     } else if constexpr (R != 9) {
@@ -284,9 +302,9 @@ class TileTransform {
         real_pass<Adjoint, R, Last>(pass, work, turns, blocks,
                                     [](const V* row, int64_t at) { return row[at]; });
       } else if constexpr (!Adjoint) {
-        const int32_t* order = plan_.order.data();
-        real_pass<Adjoint, R, Last>(pass, work, turns, blocks,
-                                    [=](const V*, int64_t at) { return input[order[at]]; });
+        real_pass<Adjoint, R, Last>(
+            pass, work, turns, blocks,
+            [x = *input, order = plan_.order.data()](const V*, int64_t at) { return x[order[at]]; });
       }
     }
   }
@@ -376,37 +394,44 @@ class TileTransform {
     }
   }
 
-  // The first pass of an even length, from x in squares, in whose order it goes. Butterfly j takes x[2 s m + 2 j] and
-  // x[2 (s + 1) m - 1 - 2 j] of each of R / 2 segments s of 2 m values, so that a square at either end of every segment
-  // is all that the butterflies of kLanes / 2 neighbours j and of their mirror images m - 1 - j need.
-  template <int R, class Squares>
-  static void first_pass(const Pass<A>& pass, V* work, Squares& squares) {
-    constexpr int L = kLanes<A>;
+  // The first pass of an even length, from x in strips, in whose order it goes. Butterfly j takes x[2 s m + 2 j] and
+  // x[2 (s + 1) m - 1 - 2 j] of each of R / 2 segments s of 2 m values, so that a strip at either end of every segment
+  // is all that the butterflies of kStrip / 2 neighbours j and of their mirror images m - 1 - j need.
+  template <int R, class Strips>
+  static void first_pass(const Pass<A>& pass, V* work, Strips& strips) {
+    constexpr int P = kStrip<A>;
     const int64_t m = pass.columns;
-    for (int64_t begin = 0; 2 * begin < m; begin += L / 2) {
+    int64_t rows[R];  // in bytes, so that a place takes no more than a look-up
+    for (int k = 0; k < R; ++k) rows[k] = pass.row(k) * int64_t(sizeof(V));
+    for (int64_t begin = 0; 2 * begin < m; begin += P / 2) {
       const V *low[R / 2], *high[R / 2];
 #pragma GCC unroll 1
       for (int s = 0; s < R / 2; ++s) {
-        low[s] = squares.square(2 * s * m + 2 * begin, 2 * s);
-        high[s] = squares.square(2 * (s + 1) * m - 2 * begin - L, 2 * s + 1) + L - 1;
+        low[s] = strips.template strip<P>(2 * s * m + 2 * begin, 2 * s);
+        high[s] =
+            strips.template strip<P>(2 * (s + 1) * m - 2 * begin - P, 2 * s + 1) + (P - 1) * strips.stride();
       }
-      for (int i = 0; i < L && 2 * begin + i < m; i += 2) {
+      for (int i = 0; i < P && 2 * begin + i < m; i += 2) {
         const int64_t j = begin + i / 2;
-        first_butterfly<R>(pass, j, low, i, high, -i, work);
-        if (2 * j < m - 1) first_butterfly<R>(pass, m - 1 - j, high, -i - 1, low, i + 1, work);
+        const int at = i * strips.stride(), next = at + strips.stride();
+        first_butterfly<R>(pass, j, low, at, high, -at, rows, work + j);
+        if (2 * j < m - 1)
+          first_butterfly<R>(pass, m - 1 - j, high, -next, low, next, rows, work + m - 1 - j);
       }
     }
   }
 
   template <int R>
   static DCTPS_INLINE void first_butterfly(const Pass<A>& pass, int64_t j, const V* const* even, int e,
-                                           const V* const* odd, int o, V* work) {
+                                           const V* const* odd, int o, const int64_t* rows, V* column) {
     V x[R];
 #pragma GCC unroll 16
     for (int s = 0; s < R / 2; ++s) x[s] = even[s][e], x[R - 1 - s] = odd[s][o];
     real_butterfly<false, R, false>(pass, nullptr, j, x);
 #pragma GCC unroll 16
-    for (int k = 0; k < R; ++k) work[j + pass.row(k)] = x[k];
+    for (int k = 0; k < R; ++k) {
+      *reinterpret_cast<V*>(reinterpret_cast<char*>(column) + rows[k]) = x[k];
+    }
   }
 
   // Column j of a pass over real data, twiddles or turns included.

@@ -1,4 +1,4 @@
-// The fused linear layer on CPU: a tile of kLanes rows at a time, x and dy read once, y and dx written once.
+// The fused linear layer on CPU: a tile of kLanes rows or twice as many at a time, x and dy read once, y and dx written once.
 #include "fused/dctps_linear.h"
 
 #include <vector>
@@ -30,6 +30,42 @@ Lanes<E> lanes_of(const Rows& matrix, int64_t first, int64_t rows) {
   return result;
 }
 
+// The tiles N * number .. N * number + N - 1.
+template <class E, int N>
+Tiles<E, N> tiles_of(const Rows& matrix, int64_t number, int64_t rows, bool streaming = false) {
+  Tiles<E, N> tiles;
+  for (int t = 0; t < N; ++t) {
+    tiles[size_t(t)] = lanes_of<E>(matrix, (number * N + t) * kLanes<Accumulator<E>>, rows);
+    tiles[size_t(t)].streaming = streaming;
+  }
+  return tiles;
+}
+
+// What N tiles have in one place: of values side by side, and of two separate ones.
+template <int N, class V>
+auto side_by_side(const V* values) {
+  if constexpr (N == 1) {
+    return values;
+  } else {
+    return Interleaved<V>{values};
+  }
+}
+template <int N, class V>
+auto one_behind_the_other(const V* values, int64_t size) {
+  if constexpr (N == 1) {
+    return values;
+  } else {
+    return InTwo<V>{values, values + size};
+  }
+}
+
+// Tiles that are loaded with tile t of N: where rows are neighbours in memory, as the pixels of a channels-first image
+// are, all with the first one, because they share cache lines.
+template <int N>
+int loaded_at(const Rows& rows, int t) {
+  return rows.row_stride != 1 ? 1 : t == 0 ? N : 0;
+}
+
 // Whether results, rows x columns, are written past the caches: those that would push everything else out, and those
 // whose rows lie a multiple of kAliasBytes apart, so that the lines of a tile's rows share one set of a cache. (Measured
 // with the copying of the result after it: streaming gains up to 15%, and loses below these sizes.)
@@ -45,83 +81,64 @@ bool streams(const Rows& results, int64_t rows, int64_t columns) {
 // more than this: it would push the current ones out of the cache.
 constexpr int64_t kPrefetchBytes = 384 << 10;
 
-// Two tiles go through S together, so that one look at its entries serves both, where it has so many a row, because the
-// second tile's values wait in memory for it, and where what is looked up in both stays in the L2 cache.
-constexpr int64_t kPairedEntries = 8, kPairedBytes = 512 << 10;
-
-template <class E>
+// N tiles at a time.
+template <class E, int N>
 void forward(const LinearForwardArgs& args) {
   using A = Accumulator<E>;
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
-  if (!args.rows) return;
   const int64_t q = args.m > args.n ? args.m : args.n;
   const auto plan = args.has_dct ? get_plan<A>(q) : nullptr;
   const A* bias = static_cast<const A*>(args.bias);
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const bool streaming = streams<E>(args.y, args.rows, args.m);
-  const int64_t tiles = ceil_div(args.rows, L);
-  const bool in_pairs = args.s.nnz >= kPairedEntries * args.m && 2 * q * int64_t(sizeof(V)) <= kPairedBytes &&
-                        tiles >= 2 * max_workers();
-  const int64_t in_chunk = in_pairs ? 2 : 1, chunks = ceil_div(tiles, in_chunk);
+  const int64_t tiles = ceil_div(args.rows, L), chunks = ceil_div(tiles, N);
 
   auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
-    V* const scratch = static_cast<V*>(thread_workspace(size_t(in_chunk * (q + work_size)) * sizeof(V)));
-    for (V* x = scratch; x < scratch + in_chunk * q; x += q) {
-      for (int64_t i = args.n; i < q; ++i) x[i] = V{};
-    }
-    V* const scratch_work = scratch + in_chunk * q;
+    V* const x = static_cast<V*>(thread_workspace(size_t(N * (q + work_size)) * sizeof(V)));
+    V* const work = x + N * q;
+    for (int64_t i = args.n * N; i < q * N; ++i) x[i] = V{};
 
-    auto load = [&args, &plan](int64_t tile, V* x, V* work, int64_t next_tile) {
-      const Lanes<const E> rows = lanes_of<const E>(args.x, tile * L, args.rows);
-      if (!plan) return load_tile<E>(rows, args.n, x);
-      const Lanes<const E> next = lanes_of<const E>(args.x, next_tile * L, args.rows);
+    auto load = [&args, &plan, x, work, work_size](int64_t chunk) {
+      const auto rows = tiles_of<const E, N>(args.x, chunk, args.rows);
+      if (!plan) return load_tiles(rows, args.n, x);
+      const auto next = tiles_of<const E, N>(args.x, chunk + 1, args.rows);
       const bool prefetches = args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes;
-      Prefetch<E> prefetch(next, args.n, prefetches);
-      TileTransform<A>(*plan).forward(RowSquares<E>(rows, args.n, x, args.s.nnz > 0, !prefetches), work,
-                                      [&](int64_t values) { prefetch.advance(values); });
+      for (int t = 0; t < N; ++t) {
+        const int loaded = loaded_at<N>(args.x, t);
+        Prefetch<E> prefetch(t + loaded < N ? rows[size_t(t) + 1] : next[0], args.n, prefetches && loaded);
+        const RowStrips<E, N> strips(&rows[size_t(t)], loaded, args.n, x + t, args.s.nnz > 0, !prefetches);
+        TileTransform<A>(*plan).forward(strips, work + t * work_size,
+                                        [&](int64_t values) { prefetch.advance(values); });
+      }
     };
-    auto outputs = [&args, streaming](int64_t tile) {
-      Lanes<E> y = lanes_of<E>(args.y, tile * L, args.rows);
-      y.streaming = streaming;
-      return y;
-    };
-    // Of one tile, or of two, where x and work are InTwo.
-    auto store = [&args, &plan, bias, alpha](auto y, auto x, auto work) {
+    auto store = [&args, &plan, bias, alpha](auto y, auto x_at, auto work_at) {
       // By value: for all that the compiler knows, a store to y may change what is behind a reference.
-      auto sparse_and_bias = [s = args.s, x, bias](int64_t k) {
-        decltype(x[0] * alpha) sum{};
+      auto sparse_and_bias = [s = args.s, x_at, bias](int64_t k) {
+        decltype(x_at[0] * alpha) sum{};
         if (bias) fill(sum, bias[k]);
-        return s.nnz ? sparse_row<A>(sum, s, k, x) : sum;
+        return s.nnz ? sparse_row<A>(sum, s, k, x_at) : sum;
       };
       if (plan) {  // asked here and not for every value: that costs 3% of the whole
         const TileTransform<A> transform(*plan);
         if (args.s.nnz || bias) {
-          store_tile<E>(y, args.m, [=](int64_t k) {
+          store_tile(y, args.m, [=](int64_t k) {
             // Never joined with the sum, so that one tile and two have the same bits; looked up before it, to be there.
-            const auto transformed = in_register(transform.finish(work, k) * alpha);
+            const auto transformed = in_register(transform.finish(work_at, k) * alpha);
             return transformed + sparse_and_bias(k);
           });
         } else {
-          store_tile<E>(y, args.m, [=](int64_t k) { return transform.finish(work, k) * alpha; });
+          store_tile(y, args.m, [=](int64_t k) { return transform.finish(work_at, k) * alpha; });
         }
       } else {
-        store_tile<E>(y, args.m, sparse_and_bias);
+        store_tile(y, args.m, sparse_and_bias);
       }
     };
-    return [=, x = scratch, work = scratch_work](int64_t chunk) {
-      const int64_t tile = chunk * in_chunk, next = tile + in_chunk;
-      if (in_pairs && tile + 1 < tiles) {
-        V *const second_x = x + q, *const second_work = work + work_size;
-        load(tile, x, work, tile + 1);
-        load(tile + 1, second_x, second_work, next);
-        store(Two<Lanes<E>>{outputs(tile), outputs(tile + 1)}, InTwo<V>{x, second_x},
-              InTwo<V>{work, second_work});
-      } else {
-        load(tile, x, work, next);
-        store(outputs(tile), static_cast<const V*>(x), static_cast<const V*>(work));
-      }
+    return [=, &args](int64_t chunk) {
+      load(chunk);
+      store(tiles_of<E, N>(args.y, chunk, args.rows, streaming), side_by_side<N, V>(x),
+            one_behind_the_other<N, V>(work, work_size));
     };
   };
   parallel_chunks(chunks, make_worker, chunks_at_a_time(chunks));
@@ -152,12 +169,13 @@ void add_up_chunks(const SparseMatrix& s, int64_t m, int64_t chunks, const A* pa
   for (int64_t k = 0; dbias && k < m; ++k) dbias[k] = total(s.nnz + k);
 }
 
-template <class E>
+// N tiles at a time, which decides about the bits of the sums over the batch.
+template <class E, int N>
 void backward(const LinearBackwardArgs& args) {
   using A = Accumulator<E>;
   using V = Vec<A>;
+  using T = std::conditional_t<N == 1, V, Two<V>>;  // a place of all N
   constexpr int L = kLanes<A>;
-  if (!args.rows) return;
   const int64_t q = args.m > args.n ? args.m : args.n;
   A* const dvalues = static_cast<A*>(args.sums.dvalues);
   double* const dalpha = args.sums.dalpha;
@@ -178,8 +196,8 @@ void backward(const LinearBackwardArgs& args) {
   const BatchSums batch_sums(args.rows, s.nnz + args.m);
   const bool wants_sums = dvalues || dalpha || dbias;
   const bool in_chunks = wants_sums && batch_sums.chunks > 0, in_turns = wants_sums && !in_chunks;
-  const int64_t tiles = ceil_div(args.rows, L);
-  const int64_t chunks = in_chunks ? batch_sums.chunks : tiles;
+  const int64_t tiles = ceil_div(args.rows, L), steps = ceil_div(tiles, N);
+  const int64_t chunks = in_chunks ? batch_sums.chunks : steps;
   const int64_t chunk_blocks = ceil_div(args.rows, BatchSums::kChunkRows);
   A* const parts = values + s.nnz;
   std::vector<double> dalpha_parts(size_t(in_chunks ? chunks : 1));
@@ -192,78 +210,90 @@ void backward(const LinearBackwardArgs& args) {
   auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
     const int64_t whole_squares = round_up(q, L);
-    V* dy = static_cast<V*>(thread_workspace(size_t(whole_squares + work_size) * sizeof(V)));
-    V* work = dy + whole_squares;
-    for (int64_t i = args.m; i < q; ++i) dy[i] = V{};
+    V* const loaded_dy =
+        static_cast<V*>(thread_workspace(size_t(N * (whole_squares + work_size)) * sizeof(V)));
+    V* const work = loaded_dy + N * whole_squares;
+    for (int64_t i = args.m * N; i < q * N; ++i) loaded_dy[i] = V{};
+    const auto dy = side_by_side<N, V>(loaded_dy);
+    const auto transformed = one_behind_the_other<N, V>(work, work_size);
 
-    // One tile; what it adds to the sums goes to the given places.
-    auto add_tile = [&, dy, work](int64_t tile, A* dvalues_sum, A* dbias_sum, double* dalpha_sum) {
-      auto adding = [&](int section, const auto& body) {
-        in_turns ? sections.in_turn(section, tile, body) : body();
-      };
-      const Lanes<const E> rows = lanes_of<const E>(args.dy, tile * L, args.rows);
-      const Lanes<const E> x = lanes_of<const E>(args.x, tile * L, args.rows);
-      Lanes<E> dx = lanes_of<E>(args.dx, tile * L, args.rows);
-      dx.streaming = streaming;
-      if (plan) {
-        const int64_t next_tile = (in_turns ? tile + workers : tile + 1) * L;
-        const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile, args.rows);
-        const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile, args.rows);
-        const int64_t elements = (wants_x ? args.m + args.n : args.m) * L;
-        const bool prefetches = elements * int64_t(sizeof(E)) <= kPrefetchBytes;
-        Prefetch<E> prefetch_dy(next_dy, args.m, prefetches);
-        Prefetch<E> prefetch_x(next_x, args.n, prefetches && wants_x);
-        const TileTransform<A> transform(*plan);
-        auto meanwhile = [&](int64_t count) {
+    auto load = [&, loaded_dy, work, work_size](int64_t step) {
+      const auto rows = tiles_of<const E, N>(args.dy, step, args.rows);
+      if (!plan) return load_tiles(rows, args.m, loaded_dy);
+      const int64_t elements = (wants_x ? args.m + args.n : args.m) * L;
+      const bool prefetches = elements * int64_t(sizeof(E)) <= kPrefetchBytes;
+      for (int t = 0; t < N; ++t) {
+        const int loaded = loaded_at<N>(args.dy, t);
+        const int64_t next_step = in_turns ? step + workers : step + 1;
+        const int64_t next_tile = t + loaded < N ? step * N + t + 1 : next_step * N;
+        const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile * L, args.rows);
+        const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile * L, args.rows);
+        Prefetch<E> prefetch_dy(next_dy, args.m, prefetches && loaded);
+        Prefetch<E> prefetch_x(next_x, args.n, prefetches && loaded && wants_x);
+        const RowStrips<E, N> strips(&rows[size_t(t)], loaded, args.m, loaded_dy + t, s.nnz || dbias,
+                                     !prefetches);
+        TileTransform<A>(*plan).adjoint(strips, work + t * work_size, [&](int64_t count) {
           prefetch_dy.advance(count);
           prefetch_x.advance(count);
-        };
-        transform.adjoint(RowSquares<E>(rows, args.m, dy, s.nnz || dbias, !prefetches), work, meanwhile);
-      } else {
-        load_tile<E>(rows, args.m, dy);
+        });
       }
+    };
+
+    // One tile, or N; what it adds to the sums goes to the given places.
+    auto add_tiles = [&, load, dy, transformed](int64_t step, A* dvalues_sum, A* dbias_sum,
+                                                double* dalpha_sum) {
+      auto adding = [&](int section, const auto& body) {
+        in_turns ? sections.in_turn(section, step, body) : body();
+      };
+      const auto x = tiles_of<const E, N>(args.x, step, args.rows);
+      const auto dx = tiles_of<E, N>(args.dx, step, args.rows, streaming);
+      load(step);
 
       double dalpha_part = 0;
       // Columns begin .. end - 1 of dx, and what they add to dvalues and dalpha.
       auto columns = [&, s = s, values = values](int64_t begin, int64_t end) {  // by value: see forward
         DoubleVec<A> dalpha_lanes{};
         EntrySums<A> entry_sums(dvalues ? dvalues_sum + s.ccol[begin] : nullptr);
-        V x_square[L] = {}, sparse[L] = {}, products{};  // products: of a square, for dalpha
+        V loaded_x[N * L] = {}, products{};  // products: of a square, for dalpha
+        T sparse[L] = {};
+        const auto x_square = side_by_side<N, V>(loaded_x);
         auto before = [&](int64_t first, int here) {
           dalpha_lanes += __builtin_convertvector(products, DoubleVec<A>);
           products = V{};
-          if (wants_x) load_square(x, first, here, x_square);
+          for (int at = 0; at < N && wants_x; ++at) {
+            load_square<E, N>(x[size_t(at)], first, here, loaded_x + at);
+          }
           if (long_columns) {
             for (int c = 0; c < here; ++c) {
-              sparse[c] = dvalues ? sparse_column<A>(V{}, s, values, first + c, dy, x_square[c], entry_sums)
-                                  : sparse_column<A>(V{}, s, values, first + c, dy);
+              sparse[c] = dvalues ? sparse_column<A>(T{}, s, values, first + c, dy, x_square[c], entry_sums)
+                                  : sparse_column<A>(T{}, s, values, first + c, dy);
             }
           } else if (dvalues) {
             entry_sums.add(s.ccol[first], s.ccol[first + here], [&](V* to, int64_t t, int count) {
               const uint64_t columns_of = places.from(t);
 #pragma GCC unroll 16
               for (int e = 0; e < count; ++e) {
-                to[e] = dy[s.row[t + e]] * x_square[columns_of >> e * places.kBits & (L - 1)];
+                to[e] = sum_of(dy[s.row[t + e]] * x_square[columns_of >> e * places.kBits & (L - 1)]);
               }
             });
           }
         };
         SparseMatrix rest = s;  // what has not been looked at before
         if (long_columns) rest.nnz = 0;
-        auto sparse_part = [&sparse, rest, values, dy](V start, int64_t k, int c) {
+        auto sparse_part = [&sparse, rest, values, dy](T start, int64_t k, int c) {
           start += sparse[c];
           return rest.nnz ? sparse_column<A>(start, rest, values, k, dy) : start;
         };
         if (plan) {
           const TileTransform<A> transform(*plan);
           store_squares(dx, begin, end, before, [&, sparse_part, alpha = alpha](int64_t k, int c) {
-            const V gradient = transform.adjoint_finish(work, k);
-            products += gradient * x_square[c];
+            const T gradient = transform.adjoint_finish(transformed, k);
+            products += sum_of(gradient * x_square[c]);
             return sparse_part(gradient * alpha, k, c);
           });
         } else if (wants_dx) {
           store_squares(dx, begin, end, before,
-                        [sparse_part](int64_t k, int c) { return sparse_part(V{}, k, c); });
+                        [sparse_part](int64_t k, int c) { return sparse_part(T{}, k, c); });
         } else {
           for (int64_t c = begin; c < end; c += L) before(c, end - c < L ? int(end - c) : L);
         }
@@ -279,8 +309,9 @@ void backward(const LinearBackwardArgs& args) {
         }
       } else if (plan && !s.nnz && !dalpha) {  // D^T dy alone
         const TileTransform<A> transform(*plan);
-        store_tile<E>(dx, args.n,
-                      [=, alpha = alpha](int64_t k) { return transform.adjoint_finish(work, k) * alpha; });
+        store_tile(dx, args.n, [=, alpha = alpha](int64_t k) {
+          return transform.adjoint_finish(transformed, k) * alpha;
+        });
       } else if (wants_dx || dalpha) {
         columns(0, args.n);
       }
@@ -292,14 +323,14 @@ void backward(const LinearBackwardArgs& args) {
       }
     };
 
-    return [&, add_tile](int64_t chunk) {
-      if (!in_chunks) return add_tile(chunk, dvalues, dbias, dalpha_parts.data());
+    return [&, add_tiles](int64_t chunk) {
+      if (!in_chunks) return add_tiles(chunk, dvalues, dbias, dalpha_parts.data());
       A* const sums = parts + chunk * (s.nnz + args.m);
       std::memset(sums, 0, size_t(s.nnz + args.m) * sizeof(A));
-      const int64_t first = chunk * chunk_blocks / chunks * BatchSums::kChunkRows / L;
-      const int64_t last = (chunk + 1) * chunk_blocks / chunks * BatchSums::kChunkRows / L;
-      for (int64_t tile = first; tile < last && tile < tiles; ++tile) {
-        add_tile(tile, sums, sums + s.nnz, &dalpha_parts[size_t(chunk)]);
+      const int64_t first = chunk * chunk_blocks / chunks * BatchSums::kChunkRows / (N * L);
+      const int64_t last = (chunk + 1) * chunk_blocks / chunks * BatchSums::kChunkRows / (N * L);
+      for (int64_t step = first; step < last && step < steps; ++step) {
+        add_tiles(step, sums, sums + s.nnz, &dalpha_parts[size_t(chunk)]);
       }
     };
   };
@@ -319,14 +350,53 @@ void backward(const LinearBackwardArgs& args) {
   }
 }
 
+// Two tiles go through S together, so that one look at its entries serves both, where it has so many a row, because the
+// second tile's values wait in memory for it, and where what is looked up in both stays in the L2 cache. With half the
+// lanes, below AVX-512, backward too, and also where all of both is near, and where rows are neighbours in memory, so that
+// two tiles share cache lines.
+constexpr int64_t kPairedEntries = 8, kPairedBytes = 512 << 10, kPairedBackwardBytes = 128 << 10,
+                  kNearBytes = 32 << 10;
+constexpr bool kHasHalfLines = kVectorBytes == 32;
+
+// Those of a pass that sums S's entries for each of `results` values of a row.
+template <class E>
+bool goes_in_twos(int64_t rows, const SparseMatrix& s, int64_t results, const Rows& from,
+                  int64_t most_bytes) {
+  if (!s.nnz || rows <= kLanes<Accumulator<E>>) return false;
+  const int64_t bytes = 2 * std::max(s.m, s.n) * kVectorBytes;
+  if (kHasHalfLines && (bytes <= kNearBytes || from.row_stride == 1)) return true;
+  return s.nnz >= kPairedEntries * results && bytes <= most_bytes;
+}
+
+// Calls body with the number of tiles that go together.
+template <class Body>
+void with_tiles_together(bool two, const Body& body) {
+  two ? body(std::integral_constant<int, 2>{}) : body(std::integral_constant<int, 1>{});
+}
+
 }  // namespace
 
 void linear_forward_cpu(const LinearForwardArgs& args) {
-  dispatch(args.dtype, [&](auto element) { forward<decltype(element)>(args); });
+  if (!args.rows) return;
+  dispatch(args.dtype, [&](auto element) {
+    using E = decltype(element);
+    const bool shares_out = args.rows >= 2 * max_workers() * kLanes<Accumulator<E>>;
+    with_tiles_together(shares_out && goes_in_twos<E>(args.rows, args.s, args.m, args.x, kPairedBytes),
+                        [&](auto number) { forward<E, number>(args); });
+  });
 }
 
 void linear_backward_cpu(const LinearBackwardArgs& args) {
-  dispatch(args.dtype, [&](auto element) { backward<decltype(element)>(args); });
+  if (!args.rows) return;
+  dispatch(args.dtype, [&](auto element) {
+    using E = decltype(element);
+    if constexpr (kHasHalfLines) {  // the number of threads may not decide: it is about the bits of sums
+      with_tiles_together(goes_in_twos<E>(args.rows, args.s, args.n, args.dy, kPairedBackwardBytes),
+                          [&](auto number) { backward<E, number>(args); });
+    } else {
+      backward<E, 1>(args);
+    }
+  });
 }
 
 }  // namespace DCTPS_ISA

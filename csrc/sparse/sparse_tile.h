@@ -32,9 +32,8 @@ DCTPS_INLINE T sparse_row(T start, const SparseMatrix& s, int64_t r, X x) {
 }
 
 // start + (S^T v)[c] of all lanes; v [m]. `values` are S's, in column order.
-template <class A>
-DCTPS_INLINE Vec<A> sparse_column(Vec<A> start, const SparseMatrix& s, const A* values, int64_t c,
-                                  const Vec<A>* v) {
+template <class A, class T, class X>
+DCTPS_INLINE T sparse_column(T start, const SparseMatrix& s, const A* values, int64_t c, X v) {
   return gathered_sum<A>(start, s.row, values, s.ccol[c], s.ccol[c + 1], v);
 }
 
@@ -90,18 +89,18 @@ class EntrySums {
 };
 
 // As sparse_column, to the bit, and x_c v[r] of every entry goes to `sums`: one look at v for both.
-template <class A>
-DCTPS_INLINE Vec<A> sparse_column(Vec<A> start, const SparseMatrix& s, const A* values, int64_t c,
-                                  const Vec<A>* v, Vec<A> x_c, EntrySums<A>& sums) {
+template <class A, class T, class X>
+DCTPS_INLINE T sparse_column(T start, const SparseMatrix& s, const A* values, int64_t c, X v, T x_c,
+                             EntrySums<A>& sums) {
   const int64_t begin = s.ccol[c];
-  Vec<A> odd{};  // as in gathered_sum, whatever the lengths of the groups
+  T odd{};  // as in gathered_sum, whatever the lengths of the groups
   sums.add(begin, s.ccol[c + 1], [&](Vec<A>* to, int64_t t, int count) {
     if ((t - begin) % 2) std::swap(start, odd);
 #pragma GCC unroll 16
     for (int e = 0; e < count; ++e) {
-      const Vec<A> entry = v[s.row[t + e]];
+      const T entry = v[s.row[t + e]];
       (e % 2 ? odd : start) += entry * values[t + e];
-      to[e] = entry * x_c;
+      to[e] = sum_of(entry * x_c);
     }
     if ((t - begin) % 2) std::swap(start, odd);
   });
@@ -173,13 +172,13 @@ DCTPS_INLINE double lane_sum(DoubleVec<A> v) {
 }
 
 // sums[i] += sum over lanes of v[i], 0 <= i < count.
-template <class A>
-void add_lane_sums(const Vec<A>* v, int64_t count, A* sums) {
+template <class A, class X>
+void add_lane_sums(X v, int64_t count, A* sums) {
   constexpr int L = kLanes<A>;
   for (int64_t i = 0; i < count; i += L) {
     Vec<A> square[L];
     const int here = count - i < L ? int(count - i) : L;
-    for (int l = 0; l < L; ++l) square[l] = l < here ? v[i + l] : Vec<A>{};
+    for (int l = 0; l < L; ++l) square[l] = l < here ? sum_of(v[i + l]) : Vec<A>{};
     const Vec<A> totals = sum_lanes<A>(square);
     store_partial(sums + i, load_partial(sums + i, here) + totals, here);
   }
