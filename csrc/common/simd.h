@@ -29,10 +29,6 @@ constexpr int kVectorBytes = 16;
 template <class A>
 constexpr int kLanes = kVectorBytes / int(sizeof(A));
 
-// Elements that are taken from each row at a time: squares of vectors that together fill its cache lines.
-template <class A>
-constexpr int kStrip = 64 / int(sizeof(A));
-
 template <class A>
 struct VectorOf {
   typedef A type __attribute__((vector_size(kVectorBytes)));

@@ -2,7 +2,6 @@
 // stored back.
 #pragma once
 
-#include <algorithm>
 #include <array>
 
 #include "common/simd.h"
@@ -132,17 +131,17 @@ void load_tiles(const std::array<Lanes<const E>, N>& from, int64_t count, Vec<Ac
   for (size_t t = 0; t < N; ++t) load_tile<E, int(N)>(from[t], count, to + t);
 }
 
-// The values of a tile strip by strip, as TileTransform::forward takes them, those from `count` on zero, N vectors apart:
+// The values of a tile square by square, as TileTransform::forward takes them, those from `count` on zero, N vectors apart:
 // loaded into `to` [length * N], where kept at their places, otherwise one over the other.
 template <class E, int N>
-class RowStrips {
+class RowSquares {
  public:
   using V = Vec<Accumulator<E>>;
 
   // `tiles` tiles are loaded at a time, the next one's values beside this one's; 0: they are there already. to[count * N
-  // ..] is zero already. fetches: the rows are not in the caches, so that each strip's neighbour, which comes next, is
+  // ..] is zero already. fetches: the rows are not in the caches, so that each square's neighbour, which comes next, is
   // fetched along with it.
-  RowStrips(const Lanes<const E>* from, int tiles, int64_t count, V* to, bool kept, bool fetches)
+  RowSquares(const Lanes<const E>* from, int tiles, int64_t count, V* to, bool kept, bool fetches)
       : from_(from),
         tiles_(tiles),
         count_(count),
@@ -153,20 +152,18 @@ class RowStrips {
 
   static constexpr int stride() { return N; }
 
-  template <int P>
-  DCTPS_INLINE const V* strip(int64_t first, int slot) const {
+  DCTPS_INLINE const V* square(int64_t first, int slot) const {
     constexpr int L = kLanes<Accumulator<E>>;
-    V* const to = to_ + (kept_ ? first : slot * P) * N;
-    if (whole_ && first + P <= count_) {
+    V* const to = to_ + (kept_ ? first : slot * L) * N;
+    if (whole_ && first + L <= count_) {
       if (fetches_) {
-        const int64_t next = slot % 2 ? first - P : first + P;
+        const int64_t next = slot % 2 ? first - L : first + L;
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l) __builtin_prefetch(from_->lane[l] + next);
       }
-#pragma GCC unroll 1
-      for (int i = 0; i < P; i += L) load_whole_square<E, N>(*from_, first + i, to + i * N);
+      load_whole_square<E, N>(*from_, first, to);
     } else if (tiles_) {
-      load_cut_strip(first, P, to);
+      load_cut_square(first, to);
     }
     return to;
   }
@@ -177,16 +174,12 @@ class RowStrips {
   }
 
  private:
-  __attribute__((noinline)) void load_cut_strip(int64_t first, int length, V* to) const {
+  __attribute__((noinline)) void load_cut_square(int64_t first, V* to) const {
     constexpr int L = kLanes<Accumulator<E>>;
-    const int here = int(std::clamp(count_ - first, int64_t(0), int64_t(length)));
-    for (int i = 0; i < here; i += L) {
-      for (int t = 0; t < tiles_; ++t) {
-        load_square<E, N>(from_[t], first + i, here - i < L ? here - i : L, to + i * N + t);
-      }
-    }
-    for (int i = here; i < length; ++i) {
-      for (int t = 0; t < tiles_; ++t) to[i * N + t] = V{};
+    const int here = count_ - first >= L ? L : count_ > first ? int(count_ - first) : 0;
+    for (int t = 0; t < tiles_; ++t) {
+      if (here) load_square<E, N>(from_[t], first, here, to + t);
+      for (int i = here; i < L; ++i) to[i * N + t] = V{};
     }
   }
 

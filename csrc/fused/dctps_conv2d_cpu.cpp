@@ -62,7 +62,7 @@ void forward(const Conv2dForwardArgs& args) {
         };
         if (shape.plan) {
           const TileTransform<A> transform(*shape.plan);
-          transform.forward(TileStrips<V>{patches}, work, [](int64_t) {});
+          transform.forward(TileSquares<V>{patches}, work, [](int64_t) {});
           store_tile_rolled<E>(y, shape.filters_per_group, [&](int64_t k) {
             return sparse_and_bias(first + k, transform.finish(work, first + k) * shape.alpha);
           });
@@ -168,7 +168,7 @@ void backward(const Conv2dBackwardArgs& args) {
           }
 
           if (shape.plan)
-            TileTransform<A>(*shape.plan).adjoint(TileStrips<V>{scratch.dy}, scratch.work, [](int64_t) {});
+            TileTransform<A>(*shape.plan).adjoint(TileSquares<V>{scratch.dy}, scratch.work, [](int64_t) {});
 
           if (dvalues) {
             EntrySums<A> entry_sums(scratch.dvalues);

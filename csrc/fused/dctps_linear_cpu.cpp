@@ -1,6 +1,7 @@
-// The fused linear layer on CPU: a tile of kLanes rows or twice as many at a time, x and dy read once, y and dx written once.
+// The fused linear layer on CPU: a tile of kLanes rows or two at a time, x and dy read once, y and dx written once.
 #include "fused/dctps_linear.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "common/integers.h"
@@ -81,9 +82,9 @@ bool streams(const Rows& results, int64_t rows, int64_t columns) {
 // more than this: it would push the current ones out of the cache.
 constexpr int64_t kPrefetchBytes = 384 << 10;
 
-// N tiles at a time.
+// Tiles first .. end - 1, both multiples of N, N at a time.
 template <class E, int N>
-void forward(const LinearForwardArgs& args) {
+void forward(const LinearForwardArgs& args, int64_t first, int64_t end) {
   using A = Accumulator<E>;
   using V = Vec<A>;
   constexpr int L = kLanes<A>;
@@ -92,7 +93,7 @@ void forward(const LinearForwardArgs& args) {
   const A* bias = static_cast<const A*>(args.bias);
   const A alpha = args.alpha ? *static_cast<const A*>(args.alpha) : A(1);
   const bool streaming = streams<E>(args.y, args.rows, args.m);
-  const int64_t tiles = ceil_div(args.rows, L), chunks = ceil_div(tiles, N);
+  const int64_t chunks = (end - first) / N;
 
   auto make_worker = [&] {
     const int64_t work_size = plan ? plan->work_size : 0;
@@ -108,8 +109,8 @@ void forward(const LinearForwardArgs& args) {
       for (int t = 0; t < N; ++t) {
         const int loaded = loaded_at<N>(args.x, t);
         Prefetch<E> prefetch(t + loaded < N ? rows[size_t(t) + 1] : next[0], args.n, prefetches && loaded);
-        const RowStrips<E, N> strips(&rows[size_t(t)], loaded, args.n, x + t, args.s.nnz > 0, !prefetches);
-        TileTransform<A>(*plan).forward(strips, work + t * work_size,
+        const RowSquares<E, N> squares(&rows[size_t(t)], loaded, args.n, x + t, args.s.nnz > 0, !prefetches);
+        TileTransform<A>(*plan).forward(squares, work + t * work_size,
                                         [&](int64_t values) { prefetch.advance(values); });
       }
     };
@@ -135,7 +136,8 @@ void forward(const LinearForwardArgs& args) {
         store_tile(y, args.m, sparse_and_bias);
       }
     };
-    return [=, &args](int64_t chunk) {
+    return [=, &args](int64_t number) {
+      const int64_t chunk = first / N + number;
       load(chunk);
       store(tiles_of<E, N>(args.y, chunk, args.rows, streaming), side_by_side<N, V>(x),
             one_behind_the_other<N, V>(work, work_size));
@@ -223,6 +225,11 @@ void backward(const LinearBackwardArgs& args) {
       const int64_t elements = (wants_x ? args.m + args.n : args.m) * L;
       const bool prefetches = elements * int64_t(sizeof(E)) <= kPrefetchBytes;
       for (int t = 0; t < N; ++t) {
+        if (step * N + t >= tiles) {  // zeros, as whatever it adds to the sums
+          load_tile<E, N>(rows[size_t(t)], args.m, loaded_dy + t);
+          std::fill_n(work + t * work_size, work_size, V{});
+          break;
+        }
         const int loaded = loaded_at<N>(args.dy, t);
         const int64_t next_step = in_turns ? step + workers : step + 1;
         const int64_t next_tile = t + loaded < N ? step * N + t + 1 : next_step * N;
@@ -230,9 +237,9 @@ void backward(const LinearBackwardArgs& args) {
         const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile * L, args.rows);
         Prefetch<E> prefetch_dy(next_dy, args.m, prefetches && loaded);
         Prefetch<E> prefetch_x(next_x, args.n, prefetches && loaded && wants_x);
-        const RowStrips<E, N> strips(&rows[size_t(t)], loaded, args.m, loaded_dy + t, s.nnz || dbias,
-                                     !prefetches);
-        TileTransform<A>(*plan).adjoint(strips, work + t * work_size, [&](int64_t count) {
+        const RowSquares<E, N> squares(&rows[size_t(t)], loaded, args.m, loaded_dy + t, s.nnz || dbias,
+                                       !prefetches);
+        TileTransform<A>(*plan).adjoint(squares, work + t * work_size, [&](int64_t count) {
           prefetch_dy.advance(count);
           prefetch_x.advance(count);
         });
@@ -368,21 +375,18 @@ bool goes_in_twos(int64_t rows, const SparseMatrix& s, int64_t results, const Ro
   return s.nnz >= kPairedEntries * results && bytes <= most_bytes;
 }
 
-// Calls body with the number of tiles that go together.
-template <class Body>
-void with_tiles_together(bool two, const Body& body) {
-  two ? body(std::integral_constant<int, 2>{}) : body(std::integral_constant<int, 1>{});
-}
-
 }  // namespace
 
 void linear_forward_cpu(const LinearForwardArgs& args) {
   if (!args.rows) return;
   dispatch(args.dtype, [&](auto element) {
     using E = decltype(element);
-    const bool shares_out = args.rows >= 2 * max_workers() * kLanes<Accumulator<E>>;
-    with_tiles_together(shares_out && goes_in_twos<E>(args.rows, args.s, args.m, args.x, kPairedBytes),
-                        [&](auto number) { forward<E, number>(args); });
+    const int64_t tiles = ceil_div(args.rows, kLanes<Accumulator<E>>);
+    const bool shares_out = tiles >= 2 * max_workers();
+    const bool in_twos = shares_out && goes_in_twos<E>(args.rows, args.s, args.m, args.x, kPairedBytes);
+    const int64_t paired = in_twos ? tiles / 2 * 2 : 0;
+    if (paired) forward<E, 2>(args, 0, paired);
+    if (paired < tiles) forward<E, 1>(args, paired, tiles);
   });
 }
 
@@ -391,11 +395,11 @@ void linear_backward_cpu(const LinearBackwardArgs& args) {
   dispatch(args.dtype, [&](auto element) {
     using E = decltype(element);
     if constexpr (kHasHalfLines) {  // the number of threads may not decide: it is about the bits of sums
-      with_tiles_together(goes_in_twos<E>(args.rows, args.s, args.n, args.dy, kPairedBackwardBytes),
-                          [&](auto number) { backward<E, number>(args); });
-    } else {
-      backward<E, 1>(args);
+      if (goes_in_twos<E>(args.rows, args.s, args.n, args.dy, kPairedBackwardBytes)) {
+        return backward<E, 2>(args);
+      }
     }
+    backward<E, 1>(args);
   });
 }
 
