@@ -332,6 +332,22 @@ def test_results_do_not_depend_on_threads_run_or_the_rest_of_the_batch(device, f
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("density", [0.05, 0.9])  # the latter: long columns of S
+def test_an_image_of_few_pixels_has_the_same_bits_in_a_batch(backend, density, channels_last):
+    """Alone, its pixels fill no vector; with others, several tiles of them go together."""
+    *arguments, keywords = operands((40, 48, (1, 1), {}), torch.float32, 21, density, height=2, width=3)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, *rest = arguments
+    x = x.contiguous(memory_format=memory_format)
+    y, dy, gradients = run_form(x, *rest, keywords, device=backend)
+    for image in (0, 8, 20):
+        part = slice(image, image + 1)
+        alone, _, alone_gradients = run_form(x[part], *rest, keywords, dy=dy[part], device=backend)
+        assert torch.equal(alone, y[part])
+        assert torch.equal(alone_gradients[0], gradients[0][part])
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_threads_that_share_the_filters_of_a_small_image_change_nothing(threads, groups, channels_last):
     geometry = (6, 60, (3, 3), dict(padding=1, groups=groups))  # shares of 16 filters begin within groups

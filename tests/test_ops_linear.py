@@ -564,6 +564,19 @@ def test_the_bits_of_dx_do_not_depend_on_which_parameters_need_gradients(backend
     assert torch.equal(*results)
 
 
+def test_the_bits_of_gradients_do_not_depend_on_strides(backend):
+    """Neither those of rows nor those of sums over them."""
+    x, values, support, alpha, bias = operands(600, 500, torch.float32, nnz=2000, rows=70, device=backend)
+    dy = x.new_tensor(range(70 * 600)).sin().view(70, 600)
+    results = []
+    for layout in (torch.Tensor.contiguous, lambda t: t.t().contiguous().t()):
+        leaves = [layout(x).requires_grad_(), *(t.clone().requires_grad_() for t in (values, alpha, bias))]
+        y = dctps_linear(leaves[0], leaves[1], support, *leaves[2:])
+        results.append(torch.autograd.grad(y, leaves, layout(dy)))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
 def test_a_mixture_with_meta_tensors_is_an_error():
     x, values, support, alpha, bias = operands(6, 10, torch.float32)
     for arguments in (

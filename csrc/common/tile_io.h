@@ -47,8 +47,7 @@ using Tiles = std::array<Lanes<E>, N>;
 
 // The square of whole vectors at element `first` of rows that are contiguous and all present: nearly every one. In
 // functions of their own, because an array that some branch indexes by a variable is kept in memory in all of them,
-// and then each of these moves costs two.
-// Elements come N vectors apart.
+// and then each of these moves costs two. The columns of a square come N vectors apart.
 template <class E, int N = 1>
 DCTPS_INLINE void load_whole_square(const Lanes<const E>& from, int64_t first, Vec<Accumulator<E>>* to) {
   constexpr int L = kLanes<Accumulator<E>>;
@@ -81,8 +80,7 @@ DCTPS_INLINE void store_whole_square(const Lanes<E>& to, int64_t first, const Ve
   }
 }
 
-// to[0], to[N], .. = elements first .. first + count - 1 of all lanes, count <= kLanes. The rest of kLanes may be
-// overwritten.
+// to[0], to[N], .. = elements first .. first + count - 1 of all lanes, count <= kLanes.
 template <class E, int N = 1>
 DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int count, Vec<Accumulator<E>>* to) {
   using A = Accumulator<E>;
@@ -138,8 +136,8 @@ class RowSquares {
  public:
   using V = Vec<Accumulator<E>>;
 
-  // `tiles` tiles are loaded at a time, the next one's values beside this one's; 0: they are there already. to[count * N
-  // ..] is zero already. fetches: the rows are not in the caches, so that each square's neighbour, which comes next, is
+  // `tiles` tiles are loaded at a time, the next one's values beside this one's; 0: they are there already. Other than 1
+  // only where kept. to[count * N ..] is zero already. fetches: the rows are not in the caches, so that each square's neighbour, which comes next, is
   // fetched along with it.
   RowSquares(const Lanes<const E>* from, int tiles, int64_t count, V* to, bool kept, bool fetches)
       : from_(from),

@@ -391,7 +391,7 @@ class TileTransform {
   }
 
   // The first pass of an even length. Butterfly j takes x[2 s m + 2 j] and x[2 (s + 1) m - 1 - 2 j] of each of R / 2
-  // segments s of 2 m values. Where a square fills cache lines it goes through x in squares, in whose order it goes: one
+  // segments s of 2 m values. Where vectors fill cache lines it goes through x in squares, in whose order it goes: one
   // at either end of every segment is all that the butterflies of kLanes / 2 neighbours j and of their mirror images
   // m - 1 - j need. Squares of half lines would be waited for twice: measured, that takes 6 to 25% longer on AVX2 than
   // loading all of x before.

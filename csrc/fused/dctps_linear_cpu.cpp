@@ -60,11 +60,14 @@ auto one_behind_the_other(const V* values, int64_t size) {
   }
 }
 
-// Tiles that are loaded with tile t of N: where rows are neighbours in memory, as the pixels of a channels-first image
-// are, all with the first one, because they share cache lines.
+// Whether neighbouring rows are neighbours in memory, as the pixels of a channels-first image are: two tiles of them share
+// cache lines. (Not by strides alone, which bits of sums may not depend on.)
+bool are_pixels(const Rows& rows) { return rows.block > 0 && rows.row_stride == 1; }
+
+// How many of N tiles are loaded when it is the turn of tile t: its own, or all with the first one.
 template <int N>
-int loaded_at(const Rows& rows, int t) {
-  return rows.row_stride != 1 ? 1 : t == 0 ? N : 0;
+int tiles_to_load(const Rows& rows, int t) {
+  return !are_pixels(rows) ? 1 : t == 0 ? N : 0;
 }
 
 // Whether results, rows x columns, are written past the caches: those that would push everything else out, and those
@@ -107,9 +110,10 @@ void forward(const LinearForwardArgs& args, int64_t first, int64_t end) {
       const auto next = tiles_of<const E, N>(args.x, chunk + 1, args.rows);
       const bool prefetches = args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes;
       for (int t = 0; t < N; ++t) {
-        const int loaded = loaded_at<N>(args.x, t);
-        Prefetch<E> prefetch(t + loaded < N ? rows[size_t(t) + 1] : next[0], args.n, prefetches && loaded);
-        const RowSquares<E, N> squares(&rows[size_t(t)], loaded, args.n, x + t, args.s.nnz > 0, !prefetches);
+        const int loads = tiles_to_load<N>(args.x, t);
+        Prefetch<E> prefetch(loads == 1 && t + 1 < N ? rows[size_t(t) + 1] : next[0], args.n,
+                             prefetches && loads);
+        const RowSquares<E, N> squares(&rows[size_t(t)], loads, args.n, x + t, args.s.nnz > 0, !prefetches);
         TileTransform<A>(*plan).forward(squares, work + t * work_size,
                                         [&](int64_t values) { prefetch.advance(values); });
       }
@@ -225,19 +229,19 @@ void backward(const LinearBackwardArgs& args) {
       const int64_t elements = (wants_x ? args.m + args.n : args.m) * L;
       const bool prefetches = elements * int64_t(sizeof(E)) <= kPrefetchBytes;
       for (int t = 0; t < N; ++t) {
-        if (step * N + t >= tiles) {  // zeros, as whatever it adds to the sums
-          load_tile<E, N>(rows[size_t(t)], args.m, loaded_dy + t);
+        const int loads = tiles_to_load<N>(args.dy, t);
+        if (step * N + t >= tiles) {  // all absent, which adds zeros to the sums
+          if (loads) load_tile<E, N>(rows[size_t(t)], args.m, loaded_dy + t);
           std::fill_n(work + t * work_size, work_size, V{});
           break;
         }
-        const int loaded = loaded_at<N>(args.dy, t);
         const int64_t next_step = in_turns ? step + workers : step + 1;
-        const int64_t next_tile = t + loaded < N ? step * N + t + 1 : next_step * N;
+        const int64_t next_tile = loads == 1 && t + 1 < N ? step * N + t + 1 : next_step * N;
         const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile * L, args.rows);
         const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile * L, args.rows);
-        Prefetch<E> prefetch_dy(next_dy, args.m, prefetches && loaded);
-        Prefetch<E> prefetch_x(next_x, args.n, prefetches && loaded && wants_x);
-        const RowSquares<E, N> squares(&rows[size_t(t)], loaded, args.m, loaded_dy + t, s.nnz || dbias,
+        Prefetch<E> prefetch_dy(next_dy, args.m, prefetches && loads);
+        Prefetch<E> prefetch_x(next_x, args.n, prefetches && loads && wants_x);
+        const RowSquares<E, N> squares(&rows[size_t(t)], loads, args.m, loaded_dy + t, s.nnz || dbias,
                                        !prefetches);
         TileTransform<A>(*plan).adjoint(squares, work + t * work_size, [&](int64_t count) {
           prefetch_dy.advance(count);
@@ -296,7 +300,7 @@ void backward(const LinearBackwardArgs& args) {
           store_squares(dx, begin, end, before, [&, sparse_part, alpha = alpha](int64_t k, int c) {
             const T gradient = transform.adjoint_finish(transformed, k);
             products += sum_of(gradient * x_square[c]);
-            return sparse_part(gradient * alpha, k, c);
+            return sparse_part(in_register(gradient * alpha), k, c);  // see forward
           });
         } else if (wants_dx) {
           store_squares(dx, begin, end, before,
@@ -330,6 +334,7 @@ void backward(const LinearBackwardArgs& args) {
       }
     };
 
+    static_assert(BatchSums::kChunkRows % (N * L) == 0, "a chunk of the batch begins with a step");
     return [&, add_tiles](int64_t chunk) {
       if (!in_chunks) return add_tiles(chunk, dvalues, dbias, dalpha_parts.data());
       A* const sums = parts + chunk * (s.nnz + args.m);
@@ -358,20 +363,17 @@ void backward(const LinearBackwardArgs& args) {
 }
 
 // Two tiles go through S together, so that one look at its entries serves both, where it has so many a row, because the
-// second tile's values wait in memory for it, and where what is looked up in both stays in the L2 cache. With half the
-// lanes, below AVX-512, backward too, and also where all of both is near, and where rows are neighbours in memory, so that
-// two tiles share cache lines.
+// second tile's values wait in memory for it, and where what is looked up in both stays in the L2 cache. On AVX2, whose
+// vectors are half a cache line, backward too, and wherever all of both is near or two tiles share their lines.
 constexpr int64_t kPairedEntries = 8, kPairedBytes = 512 << 10, kPairedBackwardBytes = 128 << 10,
                   kNearBytes = 32 << 10;
 constexpr bool kHasHalfLines = kVectorBytes == 32;
 
-// Those of a pass that sums S's entries for each of `results` values of a row.
-template <class E>
-bool goes_in_twos(int64_t rows, const SparseMatrix& s, int64_t results, const Rows& from,
-                  int64_t most_bytes) {
-  if (!s.nnz || rows <= kLanes<Accumulator<E>>) return false;
+// Whether a pass does that which reads rows of `from`, and sums S's entries for each of `results` values of a row.
+bool goes_in_twos(const SparseMatrix& s, int64_t results, const Rows& from, int64_t most_bytes) {
+  if (!s.nnz) return false;  // the second tile is looked up where S needs it
   const int64_t bytes = 2 * std::max(s.m, s.n) * kVectorBytes;
-  if (kHasHalfLines && (bytes <= kNearBytes || from.row_stride == 1)) return true;
+  if (kHasHalfLines && (bytes <= kNearBytes || are_pixels(from))) return true;
   return s.nnz >= kPairedEntries * results && bytes <= most_bytes;
 }
 
@@ -382,8 +384,7 @@ void linear_forward_cpu(const LinearForwardArgs& args) {
   dispatch(args.dtype, [&](auto element) {
     using E = decltype(element);
     const int64_t tiles = ceil_div(args.rows, kLanes<Accumulator<E>>);
-    const bool shares_out = tiles >= 2 * max_workers();
-    const bool in_twos = shares_out && goes_in_twos<E>(args.rows, args.s, args.m, args.x, kPairedBytes);
+    const bool in_twos = tiles >= 2 * max_workers() && goes_in_twos(args.s, args.m, args.x, kPairedBytes);
     const int64_t paired = in_twos ? tiles / 2 * 2 : 0;
     if (paired) forward<E, 2>(args, 0, paired);
     if (paired < tiles) forward<E, 1>(args, paired, tiles);
@@ -394,8 +395,12 @@ void linear_backward_cpu(const LinearBackwardArgs& args) {
   if (!args.rows) return;
   dispatch(args.dtype, [&](auto element) {
     using E = decltype(element);
-    if constexpr (kHasHalfLines) {  // the number of threads may not decide: it is about the bits of sums
-      if (goes_in_twos<E>(args.rows, args.s, args.n, args.dy, kPairedBackwardBytes)) {
+    if constexpr (kHasHalfLines) {
+      // The bits of sums depend on this, so that the number of threads may not decide about it where there are some.
+      const bool has_sums = args.sums.dvalues || args.sums.dalpha || args.sums.dbias;
+      const int64_t tiles = ceil_div(args.rows, kLanes<Accumulator<E>>);
+      if (tiles >= (has_sums ? 2 : 2 * max_workers()) &&
+          goes_in_twos(args.s, args.n, args.dy, kPairedBackwardBytes)) {
         return backward<E, 2>(args);
       }
     }

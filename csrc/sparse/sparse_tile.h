@@ -9,7 +9,7 @@
 namespace dctps {
 namespace DCTPS_ISA {
 
-// start + the sum of x[index[t]] * values[t] over begin <= t < end; of two tiles at once where these are Two and InTwo.
+// start + the sum of x[index[t]] * values[t] over begin <= t < end; of two tiles at once where these are Two and Interleaved.
 template <class A, class T, class X>
 DCTPS_INLINE T gathered_sum(T start, const int32_t* index, const A* values, int64_t begin, int64_t end, X x) {
   int64_t t = begin;
