@@ -137,8 +137,8 @@ class RowSquares {
   using V = Vec<Accumulator<E>>;
 
   // `tiles` tiles are loaded at a time, the next one's values beside this one's; 0: they are there already. Other than 1
-  // only where kept. to[count * N ..] is zero already. fetches: the rows are not in the caches, so that each square's neighbour, which comes next, is
-  // fetched along with it.
+  // only where kept. to[count * N ..] is zero already. fetches: the rows are not in the caches, so that each square's
+  // neighbour, which comes next, is fetched along with it.
   RowSquares(const Lanes<const E>* from, int tiles, int64_t count, V* to, bool kept, bool fetches)
       : from_(from),
         tiles_(tiles),
