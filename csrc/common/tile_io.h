@@ -80,13 +80,13 @@ DCTPS_INLINE void store_whole_square(const Lanes<E>& to, int64_t first, const Ve
   }
 }
 
-// to[0], to[N], .. = elements first .. first + count - 1 of all lanes, count <= kLanes.
-template <class E, int N = 1>
-DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int count, Vec<Accumulator<E>>* to) {
+// The other squares, as load_square and store_square, which follow.
+template <class E, int N>
+DCTPS_NOINLINE void load_other_square(const Lanes<const E>& from, int64_t first, int count,
+                                      Vec<Accumulator<E>>* to) {
   using A = Accumulator<E>;
   constexpr int L = kLanes<A>;
   if (from.stride == 1) {
-    if (count == L && from.all_present()) return load_whole_square<E, N>(from, first, to);
     Vec<A> square[L];
     if (count == L) {
       for (int l = 0; l < L; ++l) square[l] = from.lane[l] ? load(from.lane[l] + first) : Vec<A>{};
@@ -107,6 +107,55 @@ DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int cou
       }
       to[i * N] = load(gathered);
     }
+  }
+}
+
+template <class E>
+DCTPS_NOINLINE void store_other_square(const Lanes<E>& to, int64_t first, int count,
+                                       Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {
+  using A = Accumulator<E>;
+  constexpr int L = kLanes<A>;
+  if (to.stride == 1) {
+    transpose<A>(square);
+    for (int l = 0; l < L; ++l) {
+      if (!to.lane[l]) continue;
+      if (count == L) {
+        store(to.lane[l] + first, square[l]);
+      } else {
+        store_partial(to.lane[l] + first, square[l], count);
+      }
+    }
+  } else if (to.are_neighbours()) {
+    for (int i = 0; i < count; ++i) store(to.lane[0] + (first + i) * to.stride, square[i]);
+  } else {
+    for (int i = 0; i < count; ++i) {
+      E scattered[L];
+      store(scattered, square[i]);
+      for (int l = 0; l < L; ++l) {
+        if (to.lane[l]) to.lane[l][(first + i) * to.stride] = scattered[l];
+      }
+    }
+  }
+}
+
+// to[0], to[N], .. = elements first .. first + count - 1 of all lanes, count <= kLanes.
+template <class E, int N = 1>
+DCTPS_INLINE void load_square(const Lanes<const E>& from, int64_t first, int count, Vec<Accumulator<E>>* to) {
+  if (from.stride == 1 && count == kLanes<Accumulator<E>> && from.all_present()) {
+    load_whole_square<E, N>(from, first, to);
+  } else {
+    load_other_square<E, N>(from, first, count, to);
+  }
+}
+
+// Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites square.
+template <class E>
+DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
+                               Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {
+  if (to.stride == 1 && count == kLanes<Accumulator<E>> && to.all_present()) {
+    store_whole_square(to, first, square);
+  } else {
+    store_other_square(to, first, count, square);
   }
 }
 
@@ -172,7 +221,7 @@ class RowSquares {
   }
 
  private:
-  __attribute__((noinline)) void load_cut_square(int64_t first, V* to) const {
+  DCTPS_NOINLINE void load_cut_square(int64_t first, V* to) const {
     constexpr int L = kLanes<Accumulator<E>>;
     const int here = count_ - first >= L ? L : count_ > first ? int(count_ - first) : 0;
     for (int t = 0; t < tiles_; ++t) {
@@ -187,36 +236,6 @@ class RowSquares {
   V* const to_;
   const bool kept_, whole_, fetches_;
 };
-
-// Elements first .. first + count - 1 of all lanes = square[0 .. count-1], count <= kLanes. Overwrites square.
-template <class E>
-DCTPS_INLINE void store_square(const Lanes<E>& to, int64_t first, int count,
-                               Vec<Accumulator<E>> (&square)[kLanes<Accumulator<E>>]) {
-  using A = Accumulator<E>;
-  constexpr int L = kLanes<A>;
-  if (to.stride == 1) {
-    if (count == L && to.all_present()) return store_whole_square(to, first, square);
-    transpose<A>(square);
-    for (int l = 0; l < L; ++l) {
-      if (!to.lane[l]) continue;
-      if (count == L) {
-        store(to.lane[l] + first, square[l]);
-      } else {
-        store_partial(to.lane[l] + first, square[l], count);
-      }
-    }
-  } else if (to.are_neighbours()) {
-    for (int i = 0; i < count; ++i) store(to.lane[0] + (first + i) * to.stride, square[i]);
-  } else {
-    for (int i = 0; i < count; ++i) {
-      E scattered[L];
-      store(scattered, square[i]);
-      for (int l = 0; l < L; ++l) {
-        if (to.lane[l]) to.lane[l][(first + i) * to.stride] = scattered[l];
-      }
-    }
-  }
-}
 
 // Stores value(k, i) for begin <= k < end as element k of all lanes, a square at a time: i is k's place in the square,
 // and before(first, count) is called ahead of each. Unrolled, so that the values stay in registers, and that a branch
@@ -292,34 +311,53 @@ DCTPS_INLINE void store_tile_rolled(const Lanes<E>& to, int64_t count, const Val
       [&](int64_t, int i) { return square[i]; });
 }
 
-// Fetches a tile's rows into the caches bit by bit, while other work goes on.
-template <class E>
+// Fetches rows of tiles into the caches bit by bit, while other work goes on. It does not depend on the rows' elements,
+// so that what calls it is compiled once for all of them.
+template <class A>
 class Prefetch {
  public:
-  // Nothing is fetched where `wanted` is false, or unless all rows are there and contiguous, or neighbours in memory.
-  Prefetch(const Lanes<const E>& rows, int64_t count, bool wanted)
-      : rows_(rows), are_contiguous_(rows.stride == 1 && rows.all_present()) {
-    end_ = wanted && (are_contiguous_ || rows.are_neighbours()) ? count : 0;
+  // The rows of a tile, up to element `count`; twice at most. Nothing is fetched unless all rows are there and contiguous,
+  // or neighbours in memory.
+  template <class E>
+  void add(const Lanes<const E>& rows, int64_t count) {
+    const bool contiguous = rows.stride == 1 && rows.all_present();
+    if (!contiguous && !rows.are_neighbours()) return;
+    Rows& added = rows_[number_++];
+    for (int l = 0; l < L; ++l) added.lane[l] = reinterpret_cast<const char*>(rows.lane[l]);
+    added.element_bytes = (contiguous ? 1 : rows.stride) * int64_t(sizeof(E));
+    added.line = contiguous ? 64 / int64_t(sizeof(E)) : 0;
+    added.end = count;
   }
 
   // The next `elements` of every row.
-  DCTPS_INLINE void advance(int64_t elements) {
+  DCTPS_INLINE void operator()(int64_t elements) {
     due_ += elements;
-    const int64_t stop = due_ < end_ ? due_ : end_;
-    if (are_contiguous_) {
-      for (; at_ < stop; at_ += 64 / int64_t(sizeof(E))) {
+    for (int r = 0; r < number_; ++r) {
+      Rows& rows = rows_[r];
+      const int64_t stop = due_ < rows.end ? due_ : rows.end;
+      if (rows.line) {
+        for (; rows.at < stop; rows.at += rows.line) {
 #pragma GCC unroll 16
-        for (int l = 0; l < kLanes<Accumulator<E>>; ++l) __builtin_prefetch(rows_.lane[l] + at_);
+          for (int l = 0; l < L; ++l) __builtin_prefetch(rows.lane[l] + rows.at * rows.element_bytes);
+        }
+      } else {
+        for (; rows.at < stop; ++rows.at) __builtin_prefetch(rows.lane[0] + rows.at * rows.element_bytes);
       }
-    } else {
-      for (; at_ < stop; ++at_) __builtin_prefetch(rows_.lane[0] + at_ * rows_.stride);
     }
   }
 
  private:
-  const Lanes<const E>& rows_;
-  const bool are_contiguous_;
-  int64_t at_ = 0, due_ = 0, end_;  // elements of each row
+  static constexpr int L = kLanes<A>;
+  struct Rows {
+    const char* lane[L];
+    int64_t element_bytes;  // from one element of a row to the next
+    int64_t line;           // elements in a cache line; 0: the first lane's line has all lanes
+    int64_t at = 0, end;    // elements
+  };
+
+  Rows rows_[2];
+  int number_ = 0;
+  int64_t due_ = 0;  // elements of each row
 };
 
 }  // namespace DCTPS_ISA

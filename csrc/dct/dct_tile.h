@@ -125,15 +125,6 @@ DCTPS_INLINE void dft(V* re, V* im, const A* rotations) {
   }
 }
 
-// A tile in memory as the squares that TileTransform takes.
-template <class V>
-struct TileSquares {
-  const V* tile;
-  const V* square(int64_t first, int) const { return tile + first; }
-  const V* all() const { return tile; }
-  static constexpr int stride() { return 1; }
-};
-
 // ---- passes. R = 0 stands for any odd radix, known only at run time.
 
 template <class A>
@@ -149,32 +140,15 @@ class TileTransform {
   // until another square takes its slot, of which there are length / kLanes. Its values are squares.stride() vectors
   // apart, 1 or 2. Meanwhile calls meanwhile(v) now and then, after v more of the values have been worked on.
   template <class Squares, class Meanwhile>
-  void forward(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
-    if (plan_.is_bluestein()) return convolve(plan_.start, plan_.finish, squares, work, meanwhile);
-    if (plan_.root < 0) {
-      work[0] = squares.all()[0];
-      return;
+  void forward(const Squares& squares, V* work, Meanwhile&& meanwhile) const {
+    if constexpr (kTakesSquares) {
+      const Pass<A>* const first = first_even_pass();
+      if (first && first->columns >= kLanes<A>) return from_first_pass(*first, squares, work, meanwhile);
     }
-    const Pass<A>& first = plan_.passes[size_t(plan_.root)];
-    if (first.radix % 2 || first.is_last()) {
-      const Input input{squares.all(), squares.stride()};
-      return run<false>(plan_.root, work, plan_.turns.data(), 1, &input, meanwhile);
-    }
-    switch (first.radix) {
-      case 2:
-        first_pass<2>(first, work, squares);
-        break;
-      case 4:
-        first_pass<4>(first, work, squares);
-        break;
-      case 8:
-        first_pass<8>(first, work, squares);
-        break;
-      default:
-        first_pass<16>(first, work, squares);
-    }
-    run_children<false>(first, work, plan_.turns.data(), meanwhile);
+    from_memory({squares.all(), squares.stride()}, work, meanwhile);
   }
+  // The same from x [length] in memory.
+  void forward(const V* x, V* work) const { from_memory({x, 1}, work, Nothing{}); }
   template <class Work>  // const V*, or InTwo<V> for two tiles at once
   DCTPS_INLINE auto finish(Work work, int64_t k) const {
     return work[place_of_y_[k]];
@@ -182,9 +156,10 @@ class TileTransform {
 
   // The transpose: from v [length], in squares like forward()'s x, of which adjoint_finish(work, i) reads x[i].
   template <class Squares, class Meanwhile>
-  void adjoint(Squares&& squares, V* work, Meanwhile&& meanwhile) const {
+  void adjoint(const Squares& squares, V* work, Meanwhile&& meanwhile) const {
     if (plan_.is_bluestein()) {
-      return convolve(plan_.adjoint_start, plan_.adjoint_finish, squares, work, meanwhile);
+      return convolve(plan_.adjoint_start, plan_.adjoint_finish, {squares.all(), squares.stride()}, work,
+                      meanwhile);
     }
     constexpr int L = kLanes<A>;
     for (int64_t first = 0; first < plan_.length; first += L) {
@@ -195,18 +170,65 @@ class TileTransform {
     }
     run<true>(plan_.root, work, plan_.turns.data(), 1, nullptr, meanwhile);
   }
+  void adjoint(const V* v, V* work) const { adjoint(Input{v, 1}, work, Nothing{}); }
   template <class Work>
   DCTPS_INLINE auto adjoint_finish(Work work, int64_t i) const {
     return work[place_of_x_[i]];
   }
 
  private:
-  // All of x, its values `stride` vectors apart.
+  // All of x in memory, its values so many vectors apart; as squares, too.
   struct Input {
     const V* data;
-    int stride;
-    DCTPS_INLINE V operator[](int64_t i) const { return data[i * stride]; }
+    int apart;
+    DCTPS_INLINE V operator[](int64_t i) const { return data[i * apart]; }
+    const V* square(int64_t first, int) const { return data + first * apart; }
+    const V* all() const { return data; }
+    int stride() const { return apart; }
   };
+  struct Nothing {  // meanwhile
+    void operator()(int64_t) const {}
+  };
+
+  // Whether an even length's first pass goes through x in squares: where vectors fill cache lines. Squares of half lines
+  // would be waited for twice: measured, that takes 6 to 25% longer on AVX2 than loading all of x before.
+  static constexpr bool kTakesSquares = kVectorBytes == 64;
+
+  // The pass that takes x in pairs from both ends; null where the length has none.
+  const Pass<A>* first_even_pass() const {
+    if (plan_.is_bluestein() || plan_.root < 0) return nullptr;
+    const Pass<A>& first = plan_.passes[size_t(plan_.root)];
+    return first.radix % 2 || first.is_last() ? nullptr : &first;
+  }
+
+  template <class X, class Meanwhile>  // X: Input, or squares
+  void from_first_pass(const Pass<A>& first, const X& x, V* work, Meanwhile& meanwhile) const {
+    switch (first.radix) {
+      case 2:
+        first_pass<2>(first, work, x);
+        break;
+      case 4:
+        first_pass<4>(first, work, x);
+        break;
+      case 8:
+        first_pass<8>(first, work, x);
+        break;
+      default:
+        first_pass<16>(first, work, x);
+    }
+    run_children<false>(first, work, plan_.turns.data(), meanwhile);
+  }
+
+  template <class Meanwhile>
+  DCTPS_NOINLINE void from_memory(const Input& x, V* work, Meanwhile&& meanwhile) const {
+    if (const Pass<A>* const first = first_even_pass()) return from_first_pass(*first, x, work, meanwhile);
+    if (plan_.is_bluestein()) return convolve(plan_.start, plan_.finish, x, work, meanwhile);
+    if (plan_.root < 0) {
+      work[0] = x[0];
+      return;
+    }
+    run<false>(plan_.root, work, plan_.turns.data(), 1, &x, meanwhile);
+  }
 
   // to[p] = terms[p] of from, which may be `to` where a term takes nothing that another one has written.
   static void combine(const std::vector<Combine<A>>& terms, Input from, V* to) {
@@ -214,10 +236,10 @@ class TileTransform {
   }
 
   // Bluestein's convolution: the passes, by whose last ones the kernel's spectrum is multiplied, and back.
-  template <class Squares, class Meanwhile>
-  void convolve(const std::vector<Combine<A>>& start, const std::vector<Combine<A>>& finish, Squares& squares,
+  template <class Meanwhile>
+  void convolve(const std::vector<Combine<A>>& start, const std::vector<Combine<A>>& finish, const Input& x,
                 V* work, Meanwhile& meanwhile) const {
-    combine(start, {squares.all(), squares.stride()}, work);
+    combine(start, x, work);
     run<false>(plan_.root, work, plan_.turns.data(), 1, nullptr, meanwhile);
     run<true>(plan_.root, work, plan_.turns_back.data(), 1, nullptr, meanwhile);
     combine(finish, {work, 1}, work);
@@ -391,26 +413,28 @@ class TileTransform {
   }
 
   // The first pass of an even length. Butterfly j takes x[2 s m + 2 j] and x[2 (s + 1) m - 1 - 2 j] of each of R / 2
-  // segments s of 2 m values. Where vectors fill cache lines it goes through x in squares, in whose order it goes: one
-  // at either end of every segment is all that the butterflies of kLanes / 2 neighbours j and of their mirror images
-  // m - 1 - j need. Squares of half lines would be waited for twice: measured, that takes 6 to 25% longer on AVX2 than
-  // loading all of x before.
+  // segments s of 2 m values.
+  template <int R>
+  static void first_pass(const Pass<A>& pass, V* work, const Input& x) {
+    const int64_t m = pass.columns;
+    const V *low[R / 2], *high[R / 2];
+    for (int s = 0; s < R / 2; ++s) {
+      low[s] = x.data + 2 * s * m * x.apart;
+      high[s] = x.data + (2 * (s + 1) * m - 1) * x.apart;
+    }
+    for (int64_t j = 0; j < m; ++j) {
+      first_butterfly<R>(pass, j, low, 2 * j * x.apart, high, -2 * j * x.apart, work);
+    }
+  }
+
+  // The same by squares of x, in whose order it goes: one at either end of every segment is all that the butterflies of
+  // kLanes / 2 neighbours j and of their mirror images m - 1 - j need. At least kLanes columns.
   template <int R, class Squares>
-  static void first_pass(const Pass<A>& pass, V* work, Squares& squares) {
+  static void first_pass(const Pass<A>& pass, V* work, const Squares& squares) {
     constexpr int L = kLanes<A>;
     const int64_t m = pass.columns;
     const int stride = squares.stride();
     const V *low[R / 2], *high[R / 2];
-    if (kVectorBytes < 64 || m < L) {
-      const V* const x = squares.all();
-      for (int s = 0; s < R / 2; ++s) {
-        low[s] = x + 2 * s * m * stride;
-        high[s] = x + (2 * (s + 1) * m - 1) * stride;
-      }
-      for (int64_t j = 0; j < m; ++j)
-        first_butterfly<R>(pass, j, low, 2 * j * stride, high, -2 * j * stride, work);
-      return;
-    }
     for (int64_t begin = 0; 2 * begin < m; begin += L / 2) {
 #pragma GCC unroll 1
       for (int s = 0; s < R / 2; ++s) {

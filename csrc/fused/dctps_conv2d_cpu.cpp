@@ -62,7 +62,7 @@ void forward(const Conv2dForwardArgs& args) {
         };
         if (shape.plan) {
           const TileTransform<A> transform(*shape.plan);
-          transform.forward(TileSquares<V>{patches}, work, [](int64_t) {});
+          transform.forward(patches, work);
           store_tile_rolled<E>(y, shape.filters_per_group, [&](int64_t k) {
             return sparse_and_bias(first + k, transform.finish(work, first + k) * shape.alpha);
           });
@@ -167,8 +167,7 @@ void backward(const Conv2dBackwardArgs& args) {
                                           scratch.patches);
           }
 
-          if (shape.plan)
-            TileTransform<A>(*shape.plan).adjoint(TileSquares<V>{scratch.dy}, scratch.work, [](int64_t) {});
+          if (shape.plan) TileTransform<A>(*shape.plan).adjoint(scratch.dy, scratch.work);
 
           if (dvalues) {
             EntrySums<A> entry_sums(scratch.dvalues);

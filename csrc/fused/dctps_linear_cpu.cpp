@@ -111,11 +111,12 @@ void forward(const LinearForwardArgs& args, int64_t first, int64_t end) {
       const bool prefetches = args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes;
       for (int t = 0; t < N; ++t) {
         const int loads = tiles_to_load<N>(args.x, t);
-        Prefetch<E> prefetch(loads == 1 && t + 1 < N ? rows[size_t(t) + 1] : next[0], args.n,
-                             prefetches && loads);
+        Prefetch<A> prefetch;
+        if (prefetches && loads) {
+          prefetch.add(loads == 1 && t + 1 < N ? rows[size_t(t) + 1] : next[0], args.n);
+        }
         const RowSquares<E, N> squares(&rows[size_t(t)], loads, args.n, x + t, args.s.nnz > 0, !prefetches);
-        TileTransform<A>(*plan).forward(squares, work + t * work_size,
-                                        [&](int64_t values) { prefetch.advance(values); });
+        TileTransform<A>(*plan).forward(squares, work + t * work_size, prefetch);
       }
     };
     auto store = [&args, &plan, bias, alpha](auto y, auto x_at, auto work_at) {
@@ -237,16 +238,14 @@ void backward(const LinearBackwardArgs& args) {
         }
         const int64_t next_step = in_turns ? step + workers : step + 1;
         const int64_t next_tile = loads == 1 && t + 1 < N ? step * N + t + 1 : next_step * N;
-        const Lanes<const E> next_dy = lanes_of<const E>(args.dy, next_tile * L, args.rows);
-        const Lanes<const E> next_x = lanes_of<const E>(args.x, next_tile * L, args.rows);
-        Prefetch<E> prefetch_dy(next_dy, args.m, prefetches && loads);
-        Prefetch<E> prefetch_x(next_x, args.n, prefetches && loads && wants_x);
+        Prefetch<A> prefetch;
+        if (prefetches && loads) {
+          prefetch.add(lanes_of<const E>(args.dy, next_tile * L, args.rows), args.m);
+          if (wants_x) prefetch.add(lanes_of<const E>(args.x, next_tile * L, args.rows), args.n);
+        }
         const RowSquares<E, N> squares(&rows[size_t(t)], loads, args.m, loaded_dy + t, s.nnz || dbias,
                                        !prefetches);
-        TileTransform<A>(*plan).adjoint(squares, work + t * work_size, [&](int64_t count) {
-          prefetch_dy.advance(count);
-          prefetch_x.advance(count);
-        });
+        TileTransform<A>(*plan).adjoint(squares, work + t * work_size, prefetch);
       }
     };
 
