@@ -1,10 +1,10 @@
 // Derivatives of every op, to any order: every op is linear in its input and in (values, alpha), and every derivative
 // is one of the ops again, so the set is closed and no m x n matrix appears at any order. In C++, because to record a
 // small call from Python takes several times as long as the call. Also what autocast does to them.
-#include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 

@@ -1,7 +1,8 @@
 // Argument checks shared by all ops, and their error messages.
 #include "common/check.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 namespace dctps {
 

@@ -2,8 +2,7 @@
 // place where arguments are validated: kernels trust them.
 #pragma once
 
-#include <torch/library.h>
-#include <torch/types.h>
+#include <ATen/core/Tensor.h>
 
 #include <array>
 #include <optional>

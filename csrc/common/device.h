@@ -1,6 +1,9 @@
 // The device that an op's tensors are on: which kernels they take, the current stream, the limits that launches obey.
 #pragma once
 
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
 #include "common/check.h"
 #include "common/device_limits.h"
 

@@ -1,7 +1,10 @@
 // The op dctps_conv2d, a convolution with the filters alpha D + S, and its backward op.
 #include "fused/dctps_conv2d.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 
 #include <algorithm>
 #include <array>

@@ -1,5 +1,7 @@
 // The op dctps_linear, y = alpha D x + S x + b, and its backward op.
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
 
 #include <tuple>
 

@@ -1,7 +1,12 @@
 // Materialised layers: the measured rule for them, the matrix, and the way back from its gradient to the parameters'.
 #include "fused/dense_form.h"
 
-#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <limits>

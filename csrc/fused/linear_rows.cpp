@@ -1,7 +1,7 @@
 // The two kernels of the linear ops, CPU or CUDA: the plan and the scratch memory they need, and the choice between them.
 #include "fused/linear_rows.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 
 #ifdef DCTPS_WITH_CUDA
 #include "fused/on_gpu.h"

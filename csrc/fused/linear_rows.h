@@ -1,6 +1,8 @@
 // A tensor [..., size] as the rows that the linear kernels take; shared by all ops that run on them.
 #pragma once
 
+#include <ATen/ops/empty.h>
+
 #include "common/device.h"
 #include "common/huge_pages.h"
 #include "fused/dctps_linear.h"

@@ -1,7 +1,7 @@
 // Runs a CUDA entry point for an op: its tensors' device, stream and limits, scratch memory from torch's allocator.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 
 #include "common/device.h"
 #include "fused/cuda_context.h"

@@ -1,7 +1,7 @@
 // Lays out the factors of a shape for CUDA kernels and keeps them in a tensor.
 #include "patch/device_taps.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cmath>

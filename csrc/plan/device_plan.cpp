@@ -1,7 +1,7 @@
 // Plans of CUDA kernels: made once per length, type and device, their tables kept in a tensor.
 #include "plan/device_plan.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 
 #include <cstring>
 #include <tuple>
