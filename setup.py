@@ -130,12 +130,16 @@ def isas(machine: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Group:
-    """Sources that share their flags and their object folder."""
+    """Sources that share their flags and their object folder.
+
+    `common`: the same for every torch and in every kind of build, which then takes the objects of another.
+    """
 
     name: str
     sources: list[str]
     cxx: list[str] = field(default_factory=list)
     nvcc: list[str] = field(default_factory=list)
+    common: bool = False
 
 
 def make_groups(
@@ -149,22 +153,28 @@ def make_groups(
 ) -> list[Group]:
     """The groups of the extension in link order; 'torch' alone gets `torch_flags` and so can see torch.
 
-    `emulated`: the flags of the build for the tests, None for others; of CPU kernels it has the baseline's.
+    `emulated`: the flags of the build for the tests, None for others; it has the baseline CPU kernels alone.
     """
     own = [*COMMON_FLAGS, *(emulated or [])]
-    names = isas(machine) if emulated is None else ["baseline"]
+    kernel_flags = list(COMMON_FLAGS)
+    names = isas(machine)
     if len(names) > 1:
-        own.append("-DDCTPS_HAVE_X86_ISAS=1")
+        kernel_flags.append("-DDCTPS_HAVE_X86_ISAS=1")
+        if emulated is None:
+            own.append("-DDCTPS_HAVE_X86_ISAS=1")
+        else:
+            names = ["baseline"]
     cuda_kernels = with_cuda or emulated is not None
     with_torch = own + torch_flags + (["-DDCTPS_WITH_CUDA=1"] if cuda_kernels else [])
-    groups = [Group("torch", sources["torch"], with_torch), Group("core", sources["core"], own)]
-    # Only linked, not tested, in the emulated build: quick to compile and without sanitizers.
-    kernel_flags = own if emulated is None else [*COMMON_FLAGS, "-O1"]
+    groups = [
+        Group("torch", sources["torch"], with_torch),
+        Group("core", sources["core"], own, common=emulated is None),
+    ]
     for isa in names:
         flags = [f"-DDCTPS_ISA={isa}", *ISA_FLAGS[isa]]
         if isa == "avx512" and wide_vectors:
             flags.append(AVX512_WIDE)
-        groups.append(Group(f"kernel-{isa}", sources["kernel"], kernel_flags + flags))
+        groups.append(Group(f"kernel-{isa}", sources["kernel"], kernel_flags + flags, common=True))
     if with_cuda:
         groups.append(Group("cuda", sources["cuda"], nvcc=list(NVCC_FLAGS)))
     if emulated is not None:
@@ -392,12 +402,13 @@ def make_build_ext() -> type:
         def finalize_options(self) -> None:
             super().finalize_options()
             # pip's editable build has a temporary folder here, in which every build would be a whole one.
+            objects = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            self.build_temp = str(objects)
             # One for each torch, so that builds for several (tools/cuda_link.py) do not undo each other.
-            target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch.__version__}"
+            self.own_objects = objects / f"torch{torch.__version__}"
             self.emulated = emulated_flags(os.environ)
             if self.emulated is not None:
-                target += "-".join(["-emulated", *os.environ.get("DCTPS_SANITIZE", "").split(",")])
-            self.build_temp = str(ROOT / "build" / f"objects-{target}")
+                self.own_objects /= "-".join(["emulated", *os.environ.get("DCTPS_SANITIZE", "").split(",")])
             self.force = True  # always link: what needs compiling is for ninja to tell
 
         def run(self) -> None:
@@ -450,23 +461,24 @@ def make_build_ext() -> type:
                 with_cuda=with_cuda,
                 emulated=self.emulated,
             )
-            include_dirs = [ROOT / "csrc"]
+            headers = [str(ROOT / "csrc")]
+            own_headers = headers + self.compiler.include_dirs  # Python's, and the virtual environment's
             if self.emulated is not None:  # its cuda_runtime.h must be found before any other
-                include_dirs.insert(0, ROOT / EMULATOR)
+                own_headers.insert(0, str(ROOT / EMULATOR))
                 ext.extra_link_args = [flag for flag in self.emulated if flag.startswith("-fsanitize")]
             # torch asks for C++20 from 2.13 on; the kernels need it under any torch.
             std = [] if torch.__version__ >= (2, 13) else ["-std=c++20"]
             objects: list[str] = []
             with one_ninja(Path(self.build_temp)):
                 for group in groups:
-                    folder = Path(self.build_temp) / group.name
+                    folder = (Path(self.build_temp) if group.common else self.own_objects) / group.name
+                    self.compiler.include_dirs = headers if group.common else own_headers
                     sources = group.sources
                     if self.emulated is not None:
                         sources = [as_host_source(path, folder) for path in sources]
                     objects += self.compiler.compile(
                         list(sources),
                         output_dir=str(folder),
-                        include_dirs=[str(path) for path in include_dirs],
                         extra_postargs={"cxx": group.cxx + std, "nvcc": group.nvcc + std},
                     )
             ext.libraries, ext.library_dirs = settings.libraries, settings.library_dirs

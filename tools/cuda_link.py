@@ -124,7 +124,7 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     # ptxas speaks only when it runs, so the kernels are compiled each time.
-    for objects in (ROOT / "build").glob(f"objects-*-torch{torch_version}*/cuda"):
+    for objects in (ROOT / "build").glob(f"objects-*/torch{torch_version}*/cuda"):
         shutil.rmtree(objects)
     folders = [str(Path(python).parent), str(Path(home) / "bin"), os.environ.get("PATH", "")]
     env = os.environ | {

@@ -169,6 +169,18 @@ class TestGroups:
     def test_only_the_torch_group_sees_torch(self):
         assert [name for name, group in self.groups().items() if "/torch" in group.cxx] == ["torch"]
 
+    def test_builds_share_what_is_the_same_in_all_of_them(self):
+        flags = build.emulated_flags({"DCTPS_EMULATED": "1", "DCTPS_SANITIZE": "address,undefined"})
+        plain = self.groups()
+        assert [name for name, group in plain.items() if not group.common] == ["torch"]
+        for other in (
+            self.groups(torch_flags=["-isystem", "/other"]),
+            self.groups(with_cuda=True),
+            self.groups(emulated=flags),
+        ):
+            common = [group for group in other.values() if group.common]
+            assert common and all(group == plain[group.name] for group in common)
+
     def test_cuda_group_and_definition(self):
         groups = self.groups(with_cuda=True)
         assert groups["cuda"].sources == ["cuda.cpp"]
