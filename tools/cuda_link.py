@@ -126,9 +126,11 @@ def main() -> int:
     # ptxas speaks only when it runs, so the kernels are compiled each time.
     for objects in (ROOT / "build").glob(f"objects-*/torch{torch_version}*/cuda"):
         shutil.rmtree(objects)
-    folders = [str(Path(python).parent), str(Path(home) / "bin"), os.environ.get("PATH", "")]
+    # torch calls the ninja that it finds. That is to be the other builds' where they have one: a ninja of
+    # another version does not read their log, and would make all objects again that it could share.
+    folders = [str(Path(home) / "bin"), os.environ.get("PATH", ""), str(Path(python).parent)]
     env = os.environ | {
-        "PATH": os.pathsep.join(folders),  # torch calls the ninja that it finds
+        "PATH": os.pathsep.join(folders),
         "CUDA_HOME": home,
         "DCTPS_FORCE_CUDA": "1",
         "TORCH_CUDA_ARCH_LIST": archs,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 // Also for device code, where the processor's conversion instructions do the work.
 #ifdef __CUDACC__
@@ -128,6 +129,20 @@ void dispatch(DType dtype, const Body& body) {
       return body(BFloat16{});
   }
   __builtin_unreachable();
+}
+
+// The same for a dtype whose sums are known to be kept in A.
+template <class A, class Body>
+void dispatch_to(DType dtype, const Body& body) {
+  dispatch(dtype, [&](auto element) {
+    if constexpr (std::is_same_v<Accumulator<decltype(element)>, A>) body(element);
+  });
+}
+
+// Calls body with a value of the type that sums are kept in.
+template <class Body>
+void dispatch_accumulator(DType dtype, const Body& body) {
+  dtype == DType::f64 ? body(double{}) : body(float{});
 }
 
 }  // namespace dctps

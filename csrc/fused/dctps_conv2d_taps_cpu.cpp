@@ -47,9 +47,9 @@ int64_t row_pitch(int64_t cells) {
 // the next layer of a network reads them.)
 constexpr int64_t kLargeBytes = 8 << 20;
 
-template <class E>
-bool is_large(const Images& images, int64_t batch) {
-  return images.values(batch) * int64_t(sizeof(E)) >= kLargeBytes;
+template <class Args>
+bool is_large(const Images& images, const Args& args) {
+  return images.values(args.batch) * element_bytes(args.dtype) >= kLargeBytes;
 }
 
 // Memory of a thread, dealt out in pieces: once to count, with no memory, and once for good.
@@ -76,9 +76,8 @@ struct Place {
 };
 
 // Sizes that both directions share.
-template <class E>
+template <class A>
 struct Shape {
-  using A = Accumulator<E>;
   static constexpr int64_t kSeenCells = kFewVectors * kLanes<A>;  // that SeenLanes are for
   TapSpace space;
   int64_t groups, channels, filters;  // of a group
@@ -158,13 +157,12 @@ DCTPS_INLINE Vec<A> folded(const A* x, int64_t pitch, int64_t channels, int part
 // A part of the line and some of the filters, at most `most` cells at a time. Each step makes as many cells of every
 // kind, a reach behind those that they are made of; what later steps read again is kept: of x as it is, of Z and H for
 // each filter.
-template <class E>
+template <class A>
 struct ForwardTile {
-  using A = Accumulator<E>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr int64_t kStepUnit = Shape<E>::kSeenCells;  // of steps and chunks
+  static constexpr int64_t kStepUnit = Shape<A>::kSeenCells;  // of steps and chunks
   const Conv2dForwardArgs& args;
-  const Shape<E>& shape;
+  const Shape<A>& shape;
   int64_t most, cells;                   // of any step, of this one
   int64_t first_filter, end_filter;      // of this run
   int64_t ahead, lag;                    // of Z before H, of H before y: the reach in columns and in rows
@@ -178,14 +176,14 @@ struct ForwardTile {
   TapEntry<A>* entries;  // of one filter
   TapTerm<A>* terms;
   std::vector<SeenLanes> lanes;   // of each column of the kernel
-  std::vector<Cells<E>> sources;  // of each plane, of the next step
-  Cells<E> target;
+  std::vector<Cells<A>> sources;  // of each plane, of the next step
+  Cells<A> target;
   bool fetches;  // x for the next step, while this one is made
 
-  ForwardTile(const Conv2dForwardArgs& arguments, const Shape<E>& s, int64_t most_of_step)
+  ForwardTile(const Conv2dForwardArgs& arguments, const Shape<A>& s, int64_t most_of_step)
       : args(arguments), shape(s), most(most_of_step), sources(size_t(s.planes)) {
-    target.streaming = is_large<E>(args.y, args.batch);
-    fetches = is_large<E>(args.x, args.batch);
+    target.streaming = is_large(args.y, args);
+    fetches = is_large(args.x, args);
     ahead = columns_reach(s);
     lag = s.space.row_reach();
     x_before = round_up(lag + ahead, L);
@@ -213,11 +211,11 @@ struct ForwardTile {
   }
 
   // In whole vectors where rows are packed, so that those of y begin with one.
-  static int64_t columns_reach(const Shape<E>& s) {
+  static int64_t columns_reach(const Shape<A>& s) {
     return round_up(s.space.columns.most_shift, s.space.columns.is_packed ? L : 1);
   }
 
-  static int64_t most_cells(const Conv2dForwardArgs& args, const Shape<E>& s) {
+  static int64_t most_cells(const Conv2dForwardArgs& args, const Shape<A>& s) {
     const int64_t row_planes = int64_t(s.space.rows.origins.size()), channels = s.groups * s.channels;
     const int64_t columns = round_up(s.space.columns.most_shift, L), rows = round_up(s.space.row_reach(), L);
     const int64_t kept =
@@ -267,7 +265,7 @@ struct ForwardTile {
       find_x(next, start(number + 2) - next);
       shape.space.output_runs(args.y, first - behind, begin, std::min(end, first - behind + cells),
                               target.runs);
-      target.prepare(args.y, cells);
+      target.prepare(args.y, args.dtype, cells);
       for (int64_t group = first_filter / shape.filters; group * shape.filters < end_filter; ++group) {
         const int64_t before = group * shape.filters;
         step(group, std::max(first_filter - before, int64_t(0)),
@@ -279,7 +277,7 @@ struct ForwardTile {
   void find_x(int64_t first, int64_t count) {
     for (size_t plane = 0; plane < sources.size(); ++plane) {
       shape.space.input_runs(args.x, int64_t(plane), first, count, sources[plane].runs);
-      sources[plane].prepare(args.x, count);
+      sources[plane].prepare(args.x, args.dtype, count);
     }
   }
 
@@ -293,7 +291,7 @@ struct ForwardTile {
   // New cells, behind `kept` ones.
   void load_x(int64_t kept) {
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
-      load_cells<E>(args.x, sources[size_t(plane)], x_before + cells - kept, 0, args.x.channels,
+      load_cells<A>(args.x, args.dtype, sources[size_t(plane)], x_before + cells - kept, 0, args.x.channels,
                     x + plane * args.x.channels * x_pitch + kept, x_pitch);
     }
   }
@@ -306,14 +304,16 @@ struct ForwardTile {
       for (int64_t j = 0; j < count; ++j) {
         const int64_t k = group * shape.filters + f + j, in_block = j % kFilters;
         if (shape.plan && !in_block) expand(group, f + j, std::min(kFilters, count - j));
-        for (const Cells<E>& source : sources) {
-          if (fetches)
-            fetch_cells(args.x, source, 0, args.x.channels, k - first_filter, end_filter - first_filter);
+        for (const Cells<A>& source : sources) {
+          if (fetches) {
+            fetch_cells(args.x, args.dtype, source, 0, args.x.channels, k - first_filter,
+                        end_filter - first_filter);
+          }
         }
         if (shape.plan) across(k, z + in_block * 2 * shape.planes * z_pitch);
         finish(group, k, y + j * pitch);
       }
-      store_cells<E>(args.y, target, cells, group * shape.filters + f, count, y, pitch);
+      store_cells<A>(args.y, args.dtype, target, cells, group * shape.filters + f, count, y, pitch);
     }
   }
 
@@ -444,21 +444,21 @@ struct ForwardTile {
   }
 };
 
-template <class E>
+template <class A>
 void forward(const Conv2dForwardArgs& args) {
   if (!args.batch) return;
-  using Tile = ForwardTile<E>;
-  const Shape<E> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr);
+  using Tile = ForwardTile<A>;
+  const Shape<A> shape(args.geometry, args.batch, args.x, args.y, args.alpha, args.alpha != nullptr);
   // One chunk for a single thread, a few for each of several.
   const int64_t line = shape.space.cells, most = Tile::most_cells(args, shape), workers = max_workers();
   const int64_t behind = shape.space.row_reach() + Tile::columns_reach(shape);
-  const int64_t least = std::max(behind, kFewestVectors * kLanes<Accumulator<E>>);
+  const int64_t least = std::max(behind, kFewestVectors * kLanes<A>);
   const int64_t fewest = std::clamp(line / least, int64_t(1), workers);
   const int64_t wanted = workers == 1 ? 1 : std::clamp(line / most, fewest, kChunksPerWorker * workers);
   const int64_t chunk = round_up(ceil_div(line, wanted), Tile::kStepUnit);
   const int64_t step = std::min(most, round_up(chunk + behind, Tile::kStepUnit));
   // Threads that a short line leaves idle share its filters, though each then reduces all channels.
-  const int64_t chunks = ceil_div(line, chunk), stored = kStored<Accumulator<E>>;
+  const int64_t chunks = ceil_div(line, chunk), stored = kStored<A>;
   const int64_t sharing = std::clamp(workers / chunks, int64_t(1), ceil_div(shape.m, stored));
   const int64_t filters = round_up(ceil_div(shape.m, sharing), stored);
   const int64_t parts = ceil_div(shape.m, filters);
@@ -478,12 +478,12 @@ struct PlacedEntry {
 };
 
 // The nonzeros sorted by (group of the row, plane of the tap, channel).
-template <class E>
+template <class A>
 struct PlacedEntries {
   std::vector<PlacedEntry> entries;
   std::vector<int64_t> first;  // [groups][planes][channels], and the end
 
-  PlacedEntries(const Shape<E>& shape, const SparseMatrix& s) {
+  PlacedEntries(const Shape<A>& shape, const SparseMatrix& s) {
     first.assign(size_t(shape.groups * shape.planes * shape.channels + 1), 0);
     entries.resize(size_t(s.nnz));
     auto each = [&](const auto& body) {
@@ -504,15 +504,14 @@ struct PlacedEntries {
 };
 
 // A part of the line in the place of dx; it needs dy there and a reach before.
-template <class E>
+template <class A>
 struct BackwardTile {
-  using A = Accumulator<E>;
   static constexpr int64_t L = kLanes<A>;
   // Filters whose part is added to `inner` at a time, folded channels that are expanded at a time.
   static constexpr int64_t kSummed = 4 * kFilters;
   const Conv2dBackwardArgs& args;
-  const Shape<E>& shape;
-  const PlacedEntries<E>& placed;
+  const Shape<A>& shape;
+  const PlacedEntries<A>& placed;
   bool wants_dx;
   int64_t cells;            // of dx in a tile
   int64_t before, across;   // cells before it: of dy, of the sums over rows
@@ -526,15 +525,15 @@ struct BackwardTile {
   double dalpha = 0;
   std::vector<SeenLanes> lanes;             // of each column of the kernel
   std::vector<Place> places;                // of each tap, in a row of dy
-  std::vector<Cells<E>> x_cells, dx_cells;  // of each plane
-  Cells<E> dy_cells, next_dy;               // next_dy: of the tile that this thread will probably take next
+  std::vector<Cells<A>> x_cells, dx_cells;  // of each plane
+  Cells<A> dy_cells, next_dy;               // next_dy: of the tile that this thread will probably take next
   bool fetches_x, fetches_dy;               // of this tile and of the next, while other work goes on
 
-  static int64_t values(const Shape<E>& s) {
+  static int64_t values(const Shape<A>& s) {
     return s.filters + s.planes * (s.most_inner[0] + s.most_inner[1] + 2 * kSummed) + 4 * kStored<A>;
   }
 
-  BackwardTile(const Conv2dBackwardArgs& arguments, const Shape<E>& s, const PlacedEntries<E>& p,
+  BackwardTile(const Conv2dBackwardArgs& arguments, const Shape<A>& s, const PlacedEntries<A>& p,
                bool dx_wanted)
       : args(arguments),
         shape(s),
@@ -543,8 +542,8 @@ struct BackwardTile {
         x_cells(size_t(s.planes)),
         dx_cells(size_t(s.planes)) {
     cells = s.tile_cells(values(s), s.space.reach());
-    fetches_x = (args.sums.dvalues || args.sums.dalpha) && is_large<E>(args.x, args.batch);
-    fetches_dy = is_large<E>(args.dy, args.batch);
+    fetches_x = (args.sums.dvalues || args.sums.dalpha) && is_large(args.x, args);
+    fetches_dy = is_large(args.dy, args);
     across = round_up(s.space.columns.most_shift, L);
     before = round_up(across + s.space.row_reach(), L);
     dy_pitch = row_pitch<A>(before + cells);
@@ -591,14 +590,15 @@ struct BackwardTile {
     if (fetches_dy) find_dy(tile + max_workers(), next_dy);
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
       for (auto [images, of_planes] : {std::pair{&args.x, &x_cells}, std::pair{&args.dx, &dx_cells}}) {
-        Cells<E>& of_plane = (*of_planes)[size_t(plane)];
+        Cells<A>& of_plane = (*of_planes)[size_t(plane)];
         shape.space.input_runs(*images, plane, begin, cells, of_plane.runs);
-        of_plane.prepare(*images, cells);
-        of_plane.streaming = is_large<E>(*images, args.batch);
+        of_plane.prepare(*images, args.dtype, cells);
+        of_plane.streaming = is_large(*images, args);
       }
     }
     for (int64_t group = 0; group < shape.groups; ++group) {
-      load_cells<E>(args.dy, dy_cells, before + cells, group * shape.filters, shape.filters, dy, dy_pitch);
+      load_cells<A>(args.dy, args.dtype, dy_cells, before + cells, group * shape.filters, shape.filters, dy,
+                    dy_pitch);
       if (args.sums.dbias) {
         for (int64_t f = 0; f < shape.filters; ++f) {
           dbias[group * shape.filters + f] =
@@ -613,9 +613,9 @@ struct BackwardTile {
   // So that packed rows of dx begin with a vector.
   int64_t start(int64_t tile) const { return tile * cells + shape.space.columns.first; }
 
-  void find_dy(int64_t tile, Cells<E>& found) const {
+  void find_dy(int64_t tile, Cells<A>& found) const {
     shape.space.output_runs(args.dy, start(tile) - before, 0, start(tile + 1), found.runs);
-    found.prepare(args.dy, before + cells);
+    found.prepare(args.dy, args.dtype, before + cells);
   }
 
   A* inner_rows(int64_t plane, int part) const {
@@ -629,8 +629,8 @@ struct BackwardTile {
       const int64_t count = std::min(kSummed, shape.filters - f);
       for (int64_t j = 0; j < count; ++j) {
         for (int64_t plane = 0; plane < shape.planes && fetches_x; ++plane) {
-          fetch_cells(args.x, x_cells[size_t(plane)], group * shape.channels, shape.channels, f + j,
-                      shape.filters);
+          fetch_cells(args.x, args.dtype, x_cells[size_t(plane)], group * shape.channels, shape.channels,
+                      f + j, shape.filters);
         }
         combine(group, f + j, z + j * 2 * shape.planes * pitch);
       }
@@ -743,12 +743,13 @@ struct BackwardTile {
               bool is_mirrored) {
     const int64_t image_channel = group * shape.channels + channel;
     if (args.sums.dvalues || args.sums.dalpha) {
-      load_cells<E>(args.x, x_cells[size_t(plane)], cells, image_channel, count, x, pitch);
+      load_cells<A>(args.x, args.dtype, x_cells[size_t(plane)], cells, image_channel, count, x, pitch);
     }
     const int64_t all_channels = shape.planes * args.x.channels;
     for (int64_t i = 0; i < count; ++i) {
       if (fetches_dy) {
-        fetch_cells(args.dy, next_dy, 0, shape.m, plane * args.x.channels + image_channel + i, all_channels);
+        fetch_cells(args.dy, args.dtype, next_dy, 0, shape.m, plane * args.x.channels + image_channel + i,
+                    all_channels);
       }
       A* const to = dx + i * pitch;
       const A* from = x + i * pitch;
@@ -769,7 +770,9 @@ struct BackwardTile {
       add_sparse((group * shape.planes + plane) * shape.channels + channel + i, group * shape.filters, from,
                  to);
     }
-    if (wants_dx) store_cells<E>(args.dx, dx_cells[size_t(plane)], cells, image_channel, count, dx, pitch);
+    if (wants_dx) {
+      store_cells<A>(args.dx, args.dtype, dx_cells[size_t(plane)], cells, image_channel, count, dx, pitch);
+    }
   }
 
   // S^T dy and the SDDMM, for one channel.
@@ -795,21 +798,20 @@ struct BackwardTile {
   }
 };
 
-template <class E>
+template <class A>
 void backward(const Conv2dBackwardArgs& args) {
-  using A = Accumulator<E>;
   if (!args.batch) return;
   const bool wants_dx = args.dx.data;
   A* const dvalues = static_cast<A*>(args.sums.dvalues);
   A* const dbias = static_cast<A*>(args.sums.dbias);
-  const Shape<E> shape(args.geometry, args.batch, args.x, args.dy, args.alpha,
+  const Shape<A> shape(args.geometry, args.batch, args.x, args.dy, args.alpha,
                        args.alpha && (wants_dx || args.sums.dalpha));
-  const PlacedEntries<E> placed(shape, args.s);
-  const int64_t cells = shape.tile_cells(BackwardTile<E>::values(shape), shape.space.reach());
+  const PlacedEntries<A> placed(shape, args.s);
+  const int64_t cells = shape.tile_cells(BackwardTile<A>::values(shape), shape.space.reach());
   OrderedSections sections(1);
   std::vector<A> sums(dvalues ? size_t(args.s.nnz) : 0);
   parallel_chunks_in_order(ceil_div(shape.space.input_cells(), cells), [&] {
-    return [&, tile = BackwardTile<E>(args, shape, placed, wants_dx)](int64_t number) mutable {
+    return [&, tile = BackwardTile<A>(args, shape, placed, wants_dx)](int64_t number) mutable {
       tile.run(number);
       sections.in_turn(0, number, [&] {
         for (size_t t = 0; t < sums.size(); ++t) sums[t] += tile.dvalues[t];
@@ -824,11 +826,11 @@ void backward(const Conv2dBackwardArgs& args) {
 }  // namespace
 
 void conv2d_taps_forward_cpu(const Conv2dForwardArgs& args) {
-  dispatch(args.dtype, [&](auto element) { forward<decltype(element)>(args); });
+  dispatch_accumulator(args.dtype, [&](auto zero) { forward<decltype(zero)>(args); });
 }
 
 void conv2d_taps_backward_cpu(const Conv2dBackwardArgs& args) {
-  dispatch(args.dtype, [&](auto element) { backward<decltype(element)>(args); });
+  dispatch_accumulator(args.dtype, [&](auto zero) { backward<decltype(zero)>(args); });
 }
 
 }  // namespace DCTPS_ISA

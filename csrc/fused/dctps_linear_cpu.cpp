@@ -70,6 +70,12 @@ int tiles_to_load(const Rows& rows, int t) {
   return !are_pixels(rows) ? 1 : t == 0 ? N : 0;
 }
 
+// The tile that this thread will probably load after tile t of a step, with which it loads so many.
+template <int N>
+int64_t tile_after(int64_t step, int t, int loads, int64_t next_step) {
+  return loads == 1 && t + 1 < N ? step * N + t + 1 : next_step * N;
+}
+
 // Whether results, rows x columns, are written past the caches: those that would push everything else out, and those
 // whose rows lie a multiple of kAliasBytes apart, so that the lines of a tile's rows share one set of a cache. (Measured
 // with the copying of the result after it: streaming gains up to 15%, and loses below these sizes.)
@@ -107,13 +113,13 @@ void forward(const LinearForwardArgs& args, int64_t first, int64_t end) {
     auto load = [&args, &plan, x, work, work_size](int64_t chunk) {
       const auto rows = tiles_of<const E, N>(args.x, chunk, args.rows);
       if (!plan) return load_tiles(rows, args.n, x);
-      const auto next = tiles_of<const E, N>(args.x, chunk + 1, args.rows);
       const bool prefetches = args.n * L * int64_t(sizeof(E)) <= kPrefetchBytes;
       for (int t = 0; t < N; ++t) {
         const int loads = tiles_to_load<N>(args.x, t);
         Prefetch<A> prefetch;
         if (prefetches && loads) {
-          prefetch.add(loads == 1 && t + 1 < N ? rows[size_t(t) + 1] : next[0], args.n);
+          prefetch.add(lanes_of<const E>(args.x, tile_after<N>(chunk, t, loads, chunk + 1) * L, args.rows),
+                       args.n);
         }
         const RowSquares<E, N> squares(&rows[size_t(t)], loads, args.n, x + t, args.s.nnz > 0, !prefetches);
         TileTransform<A>(*plan).forward(squares, work + t * work_size, prefetch);
@@ -237,7 +243,7 @@ void backward(const LinearBackwardArgs& args) {
           break;
         }
         const int64_t next_step = in_turns ? step + workers : step + 1;
-        const int64_t next_tile = loads == 1 && t + 1 < N ? step * N + t + 1 : next_step * N;
+        const int64_t next_tile = tile_after<N>(step, t, loads, next_step);
         Prefetch<A> prefetch;
         if (prefetches && loads) {
           prefetch.add(lanes_of<const E>(args.dy, next_tile * L, args.rows), args.m);
@@ -270,8 +276,8 @@ void backward(const LinearBackwardArgs& args) {
         auto before = [&](int64_t first, int here) {
           dalpha_lanes += __builtin_convertvector(products, DoubleVec<A>);
           products = V{};
-          for (int at = 0; at < N && wants_x; ++at) {
-            load_square<E, N>(x[size_t(at)], first, here, loaded_x + at);
+          for (int t = 0; t < N && wants_x; ++t) {
+            load_square<E, N>(x[size_t(t)], first, here, loaded_x + t);
           }
           if (long_columns) {
             for (int c = 0; c < here; ++c) {

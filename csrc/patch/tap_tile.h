@@ -55,24 +55,26 @@ struct Piece {
 };
 
 // The runs of a part of the line and, for layouts with neighbouring channels, the pixel behind each of its cells.
-template <class E>
+// Of whatever elements: only what moves them (load_cells, store_cells) knows which.
+template <class A>
 struct Cells {
-  static constexpr int64_t L = kLanes<Accumulator<E>>;
+  static constexpr int64_t L = kLanes<A>;
   std::vector<Run> runs;
   std::vector<Piece> pieces;  // the same, for short rows
-  std::vector<E*> pixels;
-  std::vector<E> padding;  // the pixel of all cells that are none
+  std::vector<char*> pixels;
+  std::vector<char> padding;  // the pixel of all cells that are none
   bool streaming =
       false;  // store_cells goes past the caches (not for single pixels: that is at times far slower)
 
   // For load_cells and store_cells, once the runs are there.
-  void prepare(const Images& images, int64_t cells) {
+  void prepare(const Images& images, DType dtype, int64_t cells) {
     if (!has_channels_last(images)) return find_pieces();
-    padding.resize(size_t(images.channels));
+    const int64_t bytes = element_bytes(dtype);
+    padding.resize(size_t(images.channels * bytes));
     pixels.assign(size_t(cells), padding.data());
     for (const Run& run : runs) {
-      E* pixel = static_cast<E*>(images.data) + run.offset;
-      for (int64_t i = 0; i < run.count; ++i) pixels[size_t(run.cell + i)] = pixel + i * run.stride;
+      char* const pixel = static_cast<char*>(images.data) + run.offset * bytes;
+      for (int64_t i = 0; i < run.count; ++i) pixels[size_t(run.cell + i)] = pixel + i * run.stride * bytes;
     }
   }
 
@@ -97,21 +99,19 @@ struct Cells {
   }
 };
 
-// to[c][0 .. cells-1] = channels channel .. channel + count - 1, zeros in the padding; cells is a multiple of kLanes, and
-// less than a vector behind a row is overwritten.
-template <class E>
-void load_cells(const Images& images, const Cells<E>& source, int64_t cells, int64_t channel, int64_t count,
-                Accumulator<E>* to, int64_t pitch) {
-  using A = Accumulator<E>;
+// load_cells and store_cells, which follow, for one element type.
+template <class E, class A>
+void load_elements(const Images& images, const Cells<A>& source, int64_t cells, int64_t channel,
+                   int64_t count, A* to, int64_t pitch) {
   constexpr int L = kLanes<A>;
   if (has_channels_last(images)) {
     for (int64_t first = 0; first < count; first += L) {
       const int here = count - first < L ? int(count - first) : L;
       for (int64_t cell = 0; cell < cells; cell += L) {
-        E* const* pixels = source.pixels.data() + cell;
+        char* const* pixels = source.pixels.data() + cell;
         Vec<A> square[L];
         for (int l = 0; l < L; ++l) {
-          const E* from = pixels[l] + channel + first;
+          const E* from = reinterpret_cast<const E*>(pixels[l]) + channel + first;
           square[l] = here == L ? load(from) : load_partial(from, here);
         }
         transpose<A>(square);
@@ -145,22 +145,20 @@ void load_cells(const Images& images, const Cells<E>& source, int64_t cells, int
   }
 }
 
-// The other way round; what is computed in the padding is left out.
-template <class E>
-void store_cells(const Images& images, const Cells<E>& target, int64_t cells, int64_t channel, int64_t count,
-                 const Accumulator<E>* from, int64_t pitch) {
-  using A = Accumulator<E>;
+template <class E, class A>
+void store_elements(const Images& images, const Cells<A>& target, int64_t cells, int64_t channel,
+                    int64_t count, const A* from, int64_t pitch) {
   constexpr int L = kLanes<A>;
   if (has_channels_last(images)) {
     for (int64_t cell = 0; cell < cells; cell += L) {
-      E* const* pixels = target.pixels.data() + cell;
+      char* const* pixels = target.pixels.data() + cell;
       for (int64_t first = 0; first < count; first += L) {
         const int here = count - first < L ? int(count - first) : L;
         Vec<A> square[L];
         for (int c = 0; c < L; ++c) square[c] = c < here ? load(from + (first + c) * pitch + cell) : Vec<A>{};
         transpose<A>(square);
         for (int l = 0; l < L; ++l) {
-          E* const to = pixels[l] + channel + first;
+          E* const to = reinterpret_cast<E*>(pixels[l]) + channel + first;
           here == L ? store(to, square[l]) : store_partial(to, square[l], here);
         }
       }
@@ -181,26 +179,47 @@ void store_cells(const Images& images, const Cells<E>& target, int64_t cells, in
   }
 }
 
+// to[c][0 .. cells-1] = channels channel .. channel + count - 1, zeros in the padding; cells is a multiple of kLanes, and
+// less than a vector behind a row is overwritten.
+template <class A>
+void load_cells(const Images& images, DType dtype, const Cells<A>& source, int64_t cells, int64_t channel,
+                int64_t count, A* to, int64_t pitch) {
+  dispatch_to<A>(dtype, [&](auto element) {
+    load_elements<decltype(element)>(images, source, cells, channel, count, to, pitch);
+  });
+}
+
+// The other way round; what is computed in the padding is left out.
+template <class A>
+void store_cells(const Images& images, DType dtype, const Cells<A>& target, int64_t cells, int64_t channel,
+                 int64_t count, const A* from, int64_t pitch) {
+  dispatch_to<A>(dtype, [&](auto element) {
+    store_elements<decltype(element)>(images, target, cells, channel, count, from, pitch);
+  });
+}
+
 // (Inline, as all that fetches: GCC takes a function that does nothing else for one without effect.)
-template <class E>
-DCTPS_INLINE void fetch_lines(const E* from, int64_t elements) {
-  for (int64_t i = 0; i < elements; i += 64 / int64_t(sizeof(E))) __builtin_prefetch(from + i);
+DCTPS_INLINE void fetch_lines(const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
 // Fetches part `part` of `parts` of what load_cells reads: bit by bit, other work hides the wait.
-template <class E>
-DCTPS_INLINE void fetch_cells(const Images& images, const Cells<E>& source, int64_t channel, int64_t count,
-                              int64_t part, int64_t parts) {
+template <class A>
+DCTPS_INLINE void fetch_cells(const Images& images, DType dtype, const Cells<A>& source, int64_t channel,
+                              int64_t count, int64_t part, int64_t parts) {
+  const int64_t bytes = element_bytes(dtype);
   if (has_channels_last(images)) {
     const int64_t pixels = int64_t(source.pixels.size());
     for (int64_t i = pixels * part / parts; i < pixels * (part + 1) / parts; ++i) {
-      fetch_lines(source.pixels[size_t(i)] + channel, count);
+      fetch_lines(source.pixels[size_t(i)] + channel * bytes, count * bytes);
     }
     return;
   }
   for (int64_t c = count * part / parts; c < count * (part + 1) / parts; ++c) {
-    const E* from = static_cast<const E*>(images.data) + (channel + c) * images.channel_stride;
-    for (const Run& run : source.runs) fetch_lines(from + run.offset, (run.count - 1) * run.stride + 1);
+    const char* from = static_cast<const char*>(images.data) + (channel + c) * images.channel_stride * bytes;
+    for (const Run& run : source.runs) {
+      fetch_lines(from + run.offset * bytes, ((run.count - 1) * run.stride + 1) * bytes);
+    }
   }
 }
 
