@@ -25,6 +25,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
+from zlib import crc32
 
 from setuptools import Extension, setup
 from setuptools import __version__ as setuptools_version
@@ -132,7 +133,7 @@ def isas(machine: str) -> list[str]:
 class Group:
     """Sources that share their flags and their object folder.
 
-    `common`: the same for every torch and in every kind of build, which then takes the objects of another.
+    `common`: the same for every torch and in every kind of build, so that all of them share these objects.
     """
 
     name: str
@@ -155,15 +156,10 @@ def make_groups(
 
     `emulated`: the flags of the build for the tests, None for others; it has the baseline CPU kernels alone.
     """
-    own = [*COMMON_FLAGS, *(emulated or [])]
-    kernel_flags = list(COMMON_FLAGS)
-    names = isas(machine)
-    if len(names) > 1:
-        kernel_flags.append("-DDCTPS_HAVE_X86_ISAS=1")
-        if emulated is None:
-            own.append("-DDCTPS_HAVE_X86_ISAS=1")
-        else:
-            names = ["baseline"]
+    names = isas(machine) if emulated is None else ["baseline"]
+    x86 = ["-DDCTPS_HAVE_X86_ISAS=1"] if len(isas(machine)) > 1 else []
+    own = [*COMMON_FLAGS, *(x86 if emulated is None else emulated)]
+    kernel_flags = [*COMMON_FLAGS, *x86]  # of the emulated build too, which takes the objects of the others
     cuda_kernels = with_cuda or emulated is not None
     with_torch = own + torch_flags + (["-DDCTPS_WITH_CUDA=1"] if cuda_kernels else [])
     groups = [
@@ -371,6 +367,16 @@ def make_build_ext() -> type:
         return NeedsTorch
 
     @contextlib.contextmanager
+    def alone(folder: Path):
+        """Wait until no other build is at work in this folder, and keep others out."""
+        import fcntl  # not on Windows, which is refused by then
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
     def one_ninja(folder: Path):
         """Run the ninja files that torch writes inside this block as one graph when the block ends.
 
@@ -401,18 +407,23 @@ def make_build_ext() -> type:
 
         def finalize_options(self) -> None:
             super().finalize_options()
+            self.compiler_command = cpp_extension.get_cxx_compiler()
             # pip's editable build has a temporary folder here, in which every build would be a whole one.
-            objects = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            # The compiler's version stands in the name, as ninja sees no more of it than "c++".
+            compiler = output_of([*shlex.split(self.compiler_command), "--version"])
+            target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            objects = ROOT / "build" / f"objects-{target}-{crc32(compiler.encode()):08x}"
             self.build_temp = str(objects)
-            # One for each torch, so that builds for several (tools/cuda_link.py) do not undo each other.
+            # What is not common to all builds: a folder for each torch and kind of build, so that none undoes
+            # what another has made.
             self.own_objects = objects / f"torch{torch.__version__}"
             self.emulated = emulated_flags(os.environ)
             if self.emulated is not None:
-                self.own_objects /= "-".join(["emulated", *os.environ.get("DCTPS_SANITIZE", "").split(",")])
+                sanitizers = os.environ.get("DCTPS_SANITIZE", "").replace(",", "-")
+                self.own_objects /= f"emulated-{sanitizers}".rstrip("-")
             self.force = True  # always link: what needs compiling is for ninja to tell
 
         def run(self) -> None:
-            self.compiler_command = cpp_extension.get_cxx_compiler()
             check_toolchain(self.compiler_command)
             home = os.environ.get("CUDA_HOME")
             nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
@@ -436,8 +447,9 @@ def make_build_ext() -> type:
             # build_extension decides what is compiled; torch checks nvcc if it sees a .cu file here.
             self.extensions[0].sources = [path for path in self.sources["cuda"] if self.cpu_only is None]
             print(f"dctps_ext: building for torch {torch.__version__}; {cuda}", flush=True)
-            super().run()
-            self.write_build_info()
+            with alone(Path(self.build_temp)):
+                super().run()
+                self.write_build_info()
 
         def build_extension(self, ext: Extension) -> None:
             with_cuda = self.cpu_only is None
@@ -463,22 +475,24 @@ def make_build_ext() -> type:
             )
             headers = [str(ROOT / "csrc")]
             own_headers = headers + self.compiler.include_dirs  # Python's, and the virtual environment's
+            self.compiler.include_dirs = []
             if self.emulated is not None:  # its cuda_runtime.h must be found before any other
                 own_headers.insert(0, str(ROOT / EMULATOR))
                 ext.extra_link_args = [flag for flag in self.emulated if flag.startswith("-fsanitize")]
             # torch asks for C++20 from 2.13 on; the kernels need it under any torch.
-            std = [] if torch.__version__ >= (2, 13) else ["-std=c++20"]
+            sets_std = torch.__version__ >= (2, 13)
             objects: list[str] = []
             with one_ninja(Path(self.build_temp)):
                 for group in groups:
                     folder = (Path(self.build_temp) if group.common else self.own_objects) / group.name
-                    self.compiler.include_dirs = headers if group.common else own_headers
+                    std = [] if sets_std and not group.common else ["-std=c++20"]
                     sources = group.sources
                     if self.emulated is not None:
                         sources = [as_host_source(path, folder) for path in sources]
                     objects += self.compiler.compile(
                         list(sources),
                         output_dir=str(folder),
+                        include_dirs=headers if group.common else own_headers,
                         extra_postargs={"cxx": group.cxx + std, "nvcc": group.nvcc + std},
                     )
             ext.libraries, ext.library_dirs = settings.libraries, settings.library_dirs

@@ -128,7 +128,8 @@ def main() -> int:
         shutil.rmtree(objects)
     # torch calls the ninja that it finds. That is to be the other builds' where they have one: a ninja of
     # another version does not read their log, and would make all objects again that it could share.
-    folders = [str(Path(home) / "bin"), os.environ.get("PATH", ""), str(Path(python).parent)]
+    beside = [str(Path(sys.executable).parent), str(Path(home) / "bin")]
+    folders = [*beside, os.environ.get("PATH", ""), str(Path(python).parent)]
     env = os.environ | {
         "PATH": os.pathsep.join(folders),
         "CUDA_HOME": home,

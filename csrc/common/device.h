@@ -1,8 +1,10 @@
 // The device that an op's tensors are on: which kernels they take, the current stream, the limits that launches obey.
 #pragma once
 
-#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
+#ifdef DCTPS_WITH_CUDA
+#include <c10/core/DeviceGuard.h>
+#endif
 
 #include "common/check.h"
 #include "common/device_limits.h"

@@ -1,6 +1,8 @@
 // Large pages for large results: transparent huge pages, which most Linux systems give to those who ask.
 #include "common/huge_pages.h"
 
+#include <cstdint>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif

@@ -168,7 +168,7 @@ void load_tile(const Lanes<const E>& from, int64_t count, Vec<Accumulator<E>>* t
     for (; first + L <= count; first += L) load_whole_square<E, N>(from, first, to + first * N);
   }
   for (; first < count; first += L) {
-    load_square<E, N>(from, first, count - first < L ? int(count - first) : L, to + first * N);
+    load_other_square<E, N>(from, first, count - first < L ? int(count - first) : L, to + first * N);
   }
 }
 
@@ -258,7 +258,7 @@ DCTPS_INLINE void store_squares(const Lanes<E>& to, int64_t begin, int64_t end, 
     } else {
       V square[L] = {};
       for (int i = 0; i < here; ++i) square[i] = value(first + i, i);
-      store_square(to, first, here, square);
+      store_other_square(to, first, here, square);
     }
   }
 }
@@ -324,7 +324,7 @@ class Prefetch {
     if (!contiguous && !rows.are_neighbours()) return;
     Rows& added = rows_[number_++];
     for (int l = 0; l < L; ++l) added.lane[l] = reinterpret_cast<const char*>(rows.lane[l]);
-    added.element_bytes = (contiguous ? 1 : rows.stride) * int64_t(sizeof(E));
+    added.step_bytes = rows.stride * int64_t(sizeof(E));
     added.line = contiguous ? 64 / int64_t(sizeof(E)) : 0;
     added.end = count;
   }
@@ -338,10 +338,10 @@ class Prefetch {
       if (rows.line) {
         for (; rows.at < stop; rows.at += rows.line) {
 #pragma GCC unroll 16
-          for (int l = 0; l < L; ++l) __builtin_prefetch(rows.lane[l] + rows.at * rows.element_bytes);
+          for (int l = 0; l < L; ++l) __builtin_prefetch(rows.lane[l] + rows.at * rows.step_bytes);
         }
       } else {
-        for (; rows.at < stop; ++rows.at) __builtin_prefetch(rows.lane[0] + rows.at * rows.element_bytes);
+        for (; rows.at < stop; ++rows.at) __builtin_prefetch(rows.lane[0] + rows.at * rows.step_bytes);
       }
     }
   }
@@ -350,9 +350,10 @@ class Prefetch {
   static constexpr int L = kLanes<A>;
   struct Rows {
     const char* lane[L];
-    int64_t element_bytes;  // from one element of a row to the next
-    int64_t line;           // elements in a cache line; 0: the first lane's line has all lanes
-    int64_t at = 0, end;    // elements
+    int64_t step_bytes;  // from one element of a row to the next
+    int64_t line;        // elements in a cache line; 0: the first lane's line has all lanes
+    int64_t end;         // elements of a row
+    int64_t at = 0;      // those before it are fetched
   };
 
   Rows rows_[2];

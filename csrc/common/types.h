@@ -1,4 +1,4 @@
-// Element types of tensors, the types sums are kept in, and the one dispatch from a runtime dtype to them.
+// Element types of tensors, the types sums are kept in, and the dispatch from a runtime dtype to them.
 #pragma once
 
 #include <cstdint>
@@ -135,7 +135,8 @@ void dispatch(DType dtype, const Body& body) {
 template <class A, class Body>
 void dispatch_to(DType dtype, const Body& body) {
   dispatch(dtype, [&](auto element) {
-    if constexpr (std::is_same_v<Accumulator<decltype(element)>, A>) body(element);
+    if constexpr (std::is_same_v<Accumulator<decltype(element)>, A>) return body(element);
+    __builtin_unreachable();
   });
 }
 

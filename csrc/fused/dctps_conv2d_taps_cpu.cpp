@@ -1,11 +1,15 @@
 // The fused convolution on CPU in the tap form: a part of the line of cells at a time, lanes side by side along it; one
 // transform for each pixel, a few multiply-adds for each row and column of the kernel, no patch ever formed.
 #include <algorithm>
+#include <cstring>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "common/gemm_tile.h"
 #include "common/integers.h"
 #include "common/parallel.h"
+#include "common/types.h"
 #include "common/workspace.h"
 #include "patch/tap_plan.h"
 #include "patch/tap_tile.h"
@@ -47,9 +51,8 @@ int64_t row_pitch(int64_t cells) {
 // the next layer of a network reads them.)
 constexpr int64_t kLargeBytes = 8 << 20;
 
-template <class Args>
-bool is_large(const Images& images, const Args& args) {
-  return images.values(args.batch) * element_bytes(args.dtype) >= kLargeBytes;
+bool is_large(const Images& images, int64_t batch, DType dtype) {
+  return images.values(batch) * element_bytes(dtype) >= kLargeBytes;
 }
 
 // Memory of a thread, dealt out in pieces: once to count, with no memory, and once for good.
@@ -182,8 +185,8 @@ struct ForwardTile {
 
   ForwardTile(const Conv2dForwardArgs& arguments, const Shape<A>& s, int64_t most_of_step)
       : args(arguments), shape(s), most(most_of_step), sources(size_t(s.planes)) {
-    target.streaming = is_large(args.y, args);
-    fetches = is_large(args.x, args);
+    target.streaming = is_large(args.y, args.batch, args.dtype);
+    fetches = is_large(args.x, args.batch, args.dtype);
     ahead = columns_reach(s);
     lag = s.space.row_reach();
     x_before = round_up(lag + ahead, L);
@@ -291,7 +294,7 @@ struct ForwardTile {
   // New cells, behind `kept` ones.
   void load_x(int64_t kept) {
     for (int64_t plane = 0; plane < shape.planes; ++plane) {
-      load_cells<A>(args.x, args.dtype, sources[size_t(plane)], x_before + cells - kept, 0, args.x.channels,
+      load_cells<A>(args.x, sources[size_t(plane)], x_before + cells - kept, 0, args.x.channels,
                     x + plane * args.x.channels * x_pitch + kept, x_pitch);
     }
   }
@@ -306,14 +309,13 @@ struct ForwardTile {
         if (shape.plan && !in_block) expand(group, f + j, std::min(kFilters, count - j));
         for (const Cells<A>& source : sources) {
           if (fetches) {
-            fetch_cells(args.x, args.dtype, source, 0, args.x.channels, k - first_filter,
-                        end_filter - first_filter);
+            fetch_cells(args.x, source, 0, args.x.channels, k - first_filter, end_filter - first_filter);
           }
         }
         if (shape.plan) across(k, z + in_block * 2 * shape.planes * z_pitch);
         finish(group, k, y + j * pitch);
       }
-      store_cells<A>(args.y, args.dtype, target, cells, group * shape.filters + f, count, y, pitch);
+      store_cells<A>(args.y, target, cells, group * shape.filters + f, count, y, pitch);
     }
   }
 
@@ -542,8 +544,8 @@ struct BackwardTile {
         x_cells(size_t(s.planes)),
         dx_cells(size_t(s.planes)) {
     cells = s.tile_cells(values(s), s.space.reach());
-    fetches_x = (args.sums.dvalues || args.sums.dalpha) && is_large(args.x, args);
-    fetches_dy = is_large(args.dy, args);
+    fetches_x = (args.sums.dvalues || args.sums.dalpha) && is_large(args.x, args.batch, args.dtype);
+    fetches_dy = is_large(args.dy, args.batch, args.dtype);
     across = round_up(s.space.columns.most_shift, L);
     before = round_up(across + s.space.row_reach(), L);
     dy_pitch = row_pitch<A>(before + cells);
@@ -593,12 +595,11 @@ struct BackwardTile {
         Cells<A>& of_plane = (*of_planes)[size_t(plane)];
         shape.space.input_runs(*images, plane, begin, cells, of_plane.runs);
         of_plane.prepare(*images, args.dtype, cells);
-        of_plane.streaming = is_large(*images, args);
+        of_plane.streaming = is_large(*images, args.batch, args.dtype);
       }
     }
     for (int64_t group = 0; group < shape.groups; ++group) {
-      load_cells<A>(args.dy, args.dtype, dy_cells, before + cells, group * shape.filters, shape.filters, dy,
-                    dy_pitch);
+      load_cells<A>(args.dy, dy_cells, before + cells, group * shape.filters, shape.filters, dy, dy_pitch);
       if (args.sums.dbias) {
         for (int64_t f = 0; f < shape.filters; ++f) {
           dbias[group * shape.filters + f] =
@@ -629,8 +630,8 @@ struct BackwardTile {
       const int64_t count = std::min(kSummed, shape.filters - f);
       for (int64_t j = 0; j < count; ++j) {
         for (int64_t plane = 0; plane < shape.planes && fetches_x; ++plane) {
-          fetch_cells(args.x, args.dtype, x_cells[size_t(plane)], group * shape.channels, shape.channels,
-                      f + j, shape.filters);
+          fetch_cells(args.x, x_cells[size_t(plane)], group * shape.channels, shape.channels, f + j,
+                      shape.filters);
         }
         combine(group, f + j, z + j * 2 * shape.planes * pitch);
       }
@@ -743,13 +744,12 @@ struct BackwardTile {
               bool is_mirrored) {
     const int64_t image_channel = group * shape.channels + channel;
     if (args.sums.dvalues || args.sums.dalpha) {
-      load_cells<A>(args.x, args.dtype, x_cells[size_t(plane)], cells, image_channel, count, x, pitch);
+      load_cells<A>(args.x, x_cells[size_t(plane)], cells, image_channel, count, x, pitch);
     }
     const int64_t all_channels = shape.planes * args.x.channels;
     for (int64_t i = 0; i < count; ++i) {
       if (fetches_dy) {
-        fetch_cells(args.dy, args.dtype, next_dy, 0, shape.m, plane * args.x.channels + image_channel + i,
-                    all_channels);
+        fetch_cells(args.dy, next_dy, 0, shape.m, plane * args.x.channels + image_channel + i, all_channels);
       }
       A* const to = dx + i * pitch;
       const A* from = x + i * pitch;
@@ -771,7 +771,7 @@ struct BackwardTile {
                  to);
     }
     if (wants_dx) {
-      store_cells<A>(args.dx, args.dtype, dx_cells[size_t(plane)], cells, image_channel, count, dx, pitch);
+      store_cells<A>(args.dx, dx_cells[size_t(plane)], cells, image_channel, count, dx, pitch);
     }
   }
 

@@ -2,6 +2,8 @@
 #include "fused/dctps_linear.h"
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "common/integers.h"

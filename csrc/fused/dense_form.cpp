@@ -3,7 +3,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/Dispatch.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/zeros.h>
@@ -199,7 +198,8 @@ Tensor entry_places(const SparseOperand& s, int64_t taps) {
                          .index_copy_(0, part(s.matrix.perm), part(s.matrix.row));
   const Tensor col = part(s.matrix.col);
   const int64_t channels = s.matrix.n / taps;
-  return row * s.matrix.n + (taps == 1 ? col : col.remainder(channels) * taps + col.div(channels, "floor"));
+  const Tensor place = taps == 1 ? col : col.remainder(channels).mul_(taps).add_(col.div(channels, "floor"));
+  return row.mul(s.matrix.n).add_(place);
 }
 
 }  // namespace
@@ -237,7 +237,7 @@ Form choose_form(const char* op, c10::string_view algorithm, const LayerWork& wo
 Tensor dense_weight(const SparseOperand& s, const Operand& alpha, const Tensor& like, int64_t taps) {
   const SparseMatrix& matrix = s.matrix;
   const auto options = s.values.options();
-  Tensor weight = alpha.given() ? dct_matrix(matrix.m, matrix.n, taps, s.values) * alpha.tensor
+  Tensor weight = alpha.given() ? dct_matrix(matrix.m, matrix.n, taps, s.values).mul(alpha.tensor)
                                 : at::zeros({matrix.m, matrix.n}, options);
   if (takes_cuda_kernels(weight.device())) {
     weight.view({-1}).index_add_(0, entry_places(s, taps), s.values);
@@ -269,7 +269,7 @@ std::tuple<Tensor, Tensor> gradients_of_dense_weight(const Tensor& gradient, con
   }
   if (output_mask[2] && alpha.given()) {
     const Tensor matrix = dct_matrix(s.matrix.m, s.matrix.n, taps, s.values);
-    dalpha = (matrix * wide).sum(at::kDouble).to(gradient.scalar_type());
+    dalpha = matrix.mul(wide).sum(at::kDouble).to(gradient.scalar_type());
   }
   return {dvalues, dalpha};
 }

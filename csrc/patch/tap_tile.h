@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "common/integers.h"
 #include "common/simd.h"
+#include "common/types.h"
 #include "patch/tap_space.h"
 
 namespace dctps {
@@ -55,10 +57,11 @@ struct Piece {
 };
 
 // The runs of a part of the line and, for layouts with neighbouring channels, the pixel behind each of its cells.
-// Of whatever elements: only what moves them (load_cells, store_cells) knows which.
+// Of elements that only what moves them (load_cells, store_cells) looks at.
 template <class A>
 struct Cells {
   static constexpr int64_t L = kLanes<A>;
+  DType dtype = DType::f32;
   std::vector<Run> runs;
   std::vector<Piece> pieces;  // the same, for short rows
   std::vector<char*> pixels;
@@ -67,7 +70,8 @@ struct Cells {
       false;  // store_cells goes past the caches (not for single pixels: that is at times far slower)
 
   // For load_cells and store_cells, once the runs are there.
-  void prepare(const Images& images, DType dtype, int64_t cells) {
+  void prepare(const Images& images, DType images_dtype, int64_t cells) {
+    dtype = images_dtype;
     if (!has_channels_last(images)) return find_pieces();
     const int64_t bytes = element_bytes(dtype);
     padding.resize(size_t(images.channels * bytes));
@@ -182,18 +186,18 @@ void store_elements(const Images& images, const Cells<A>& target, int64_t cells,
 // to[c][0 .. cells-1] = channels channel .. channel + count - 1, zeros in the padding; cells is a multiple of kLanes, and
 // less than a vector behind a row is overwritten.
 template <class A>
-void load_cells(const Images& images, DType dtype, const Cells<A>& source, int64_t cells, int64_t channel,
-                int64_t count, A* to, int64_t pitch) {
-  dispatch_to<A>(dtype, [&](auto element) {
+void load_cells(const Images& images, const Cells<A>& source, int64_t cells, int64_t channel, int64_t count,
+                A* to, int64_t pitch) {
+  dispatch_to<A>(source.dtype, [&](auto element) {
     load_elements<decltype(element)>(images, source, cells, channel, count, to, pitch);
   });
 }
 
 // The other way round; what is computed in the padding is left out.
 template <class A>
-void store_cells(const Images& images, DType dtype, const Cells<A>& target, int64_t cells, int64_t channel,
-                 int64_t count, const A* from, int64_t pitch) {
-  dispatch_to<A>(dtype, [&](auto element) {
+void store_cells(const Images& images, const Cells<A>& target, int64_t cells, int64_t channel, int64_t count,
+                 const A* from, int64_t pitch) {
+  dispatch_to<A>(target.dtype, [&](auto element) {
     store_elements<decltype(element)>(images, target, cells, channel, count, from, pitch);
   });
 }
@@ -205,9 +209,9 @@ DCTPS_INLINE void fetch_lines(const char* from, int64_t bytes) {
 
 // Fetches part `part` of `parts` of what load_cells reads: bit by bit, other work hides the wait.
 template <class A>
-DCTPS_INLINE void fetch_cells(const Images& images, DType dtype, const Cells<A>& source, int64_t channel,
-                              int64_t count, int64_t part, int64_t parts) {
-  const int64_t bytes = element_bytes(dtype);
+DCTPS_INLINE void fetch_cells(const Images& images, const Cells<A>& source, int64_t channel, int64_t count,
+                              int64_t part, int64_t parts) {
+  const int64_t bytes = element_bytes(source.dtype);
   if (has_channels_last(images)) {
     const int64_t pixels = int64_t(source.pixels.size());
     for (int64_t i = pixels * part / parts; i < pixels * (part + 1) / parts; ++i) {
