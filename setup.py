@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
@@ -74,6 +75,8 @@ NVCC_FLAGS = [
     "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
     "-U__CUDA_NO_HALF2_OPERATORS__",
 ]
+# All cores on one file, where nvcc can: the largest takes minutes on one core.
+NVCC_SPLIT = "--split-compile=0"
 # For the build of the tests, whose CUDA kernels run on the host. No vptr: torch's classes carry no type
 # information for it.
 EMULATOR = "tests/cuda_emulator"
@@ -87,8 +90,8 @@ SANITIZED_FLAGS = [
     "-Wno-uninitialized",  # which the sanitizers make GCC see where nothing is
     "-Wno-maybe-uninitialized",
 ]
-# The build machine may have no GPU, so its GPU is not asked. Code for sm_86 runs on sm_87 too, and the last
-# entry's PTX on whatever is newer.
+# Built for where no GPU is there to be asked. Code for sm_86 runs on sm_87 too, and the last entry's PTX on
+# whatever is newer.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
@@ -150,11 +153,13 @@ def make_groups(
     torch_flags: list[str],
     wide_vectors: bool,
     with_cuda: bool,
+    split_nvcc: bool = False,
     emulated: list[str] | None = None,
 ) -> list[Group]:
     """The groups of the extension in link order; 'torch' alone gets `torch_flags` and so can see torch.
 
-    `emulated`: the flags of the build for the tests, None for others; it has the baseline CPU kernels alone.
+    `wide_vectors`, `split_nvcc`: whether the compilers know AVX512_WIDE and NVCC_SPLIT. `emulated`: the flags
+    of the build for the tests, None for others; it has the baseline CPU kernels alone.
     """
     names = isas(machine) if emulated is None else ["baseline"]
     x86 = ["-DDCTPS_HAVE_X86_ISAS=1"] if len(isas(machine)) > 1 else []
@@ -172,7 +177,9 @@ def make_groups(
             flags.append(AVX512_WIDE)
         groups.append(Group(f"kernel-{isa}", sources["kernel"], kernel_flags + flags, common=True))
     if with_cuda:
-        groups.append(Group("cuda", sources["cuda"], nvcc=list(NVCC_FLAGS)))
+        groups.append(
+            Group("cuda", sources["cuda"], nvcc=[*NVCC_FLAGS, *([NVCC_SPLIT] if split_nvcc else [])])
+        )
     if emulated is not None:
         groups.append(Group("emulated", sources["cuda"], own))
         # Without sanitizers, as it runs for every access; tests/test_cuda_emulator.py has it run with them.
@@ -283,10 +290,19 @@ def nvcc_release(nvcc: str | None) -> str | None:
     return found[1] if found else None
 
 
-def default_arch_list(listed: str) -> str:
-    """TORCH_CUDA_ARCH_LIST where it is unset: CUDA_ARCHS that nvcc lists, the last with PTX."""
+def default_arch_list(listed: str, gpus: Iterable[tuple[int, int]] = ()) -> str:
+    """TORCH_CUDA_ARCH_LIST where it is unset: what runs on `gpus`, compute capabilities, else CUDA_ARCHS.
+
+    Of CUDA_ARCHS those that nvcc lists, the last with PTX.
+    """
     known = set(re.findall(r"compute_(\d+)", listed))
-    return ";".join(arch for arch in CUDA_ARCHS if arch.replace(".", "") in known) + "+PTX"
+    all_archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in known]
+    chosen = set()
+    for major, minor in gpus:
+        # Code for one minor version runs on the later ones.
+        fitting = [a for a in all_archs if a.startswith(f"{major}.") and int(a.split(".")[1]) <= minor]
+        chosen |= set(fitting[-1:] or all_archs)
+    return ";".join(arch for arch in all_archs if arch in chosen or not chosen) + "+PTX"
 
 
 def output_of(command: list[str]) -> str:
@@ -426,7 +442,7 @@ def make_build_ext() -> type:
         def run(self) -> None:
             check_toolchain(self.compiler_command)
             home = os.environ.get("CUDA_HOME")
-            nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
+            self.nvcc = nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
             self.sources = read_sources()
             self.cpu_only = why_cpu_only(
                 os.environ,
@@ -440,7 +456,9 @@ def make_build_ext() -> type:
             if self.cpu_only is None:
                 if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
                     known = output_of([nvcc, "--list-gpu-arch"])
-                    os.environ["TORCH_CUDA_ARCH_LIST"] = default_arch_list(known)
+                    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+                    gpus = [torch.cuda.get_device_capability(i) for i in range(count)]
+                    os.environ["TORCH_CUDA_ARCH_LIST"] = default_arch_list(known, gpus)
                 cuda = f"CUDA {torch.version.cuda} for {os.environ['TORCH_CUDA_ARCH_LIST']}"
             else:
                 cuda = f"CPU only: {self.cpu_only}"
@@ -471,6 +489,7 @@ def make_build_ext() -> type:
                 torch_flags=torch_flags,
                 wide_vectors=bool(output_of([*try_wide, "-E", "-x", "c++", os.devnull])),
                 with_cuda=with_cuda,
+                split_nvcc=with_cuda and NVCC_SPLIT.split("=")[0] in output_of([self.nvcc, "--help"]),
                 emulated=self.emulated,
             )
             headers = [str(ROOT / "csrc")]

@@ -127,7 +127,6 @@ def stages(facts: dict, out: Path) -> list[Stage]:
             env={
                 "DCTPS_FORCE_CUDA": "1",
                 "TORCH_CUDA_ARCH_LIST": facts["capability"] or ANY_ARCH,
-                "NVCC_APPEND_FLAGS": "--split-compile=0",  # all cores on one file of kernels
             },
         ),
         Stage(

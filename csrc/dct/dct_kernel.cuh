@@ -296,7 +296,7 @@ class DctRow {
     passes<false>(from_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
     if (plan_.is_bluestein) {
       multiply_spectra();
-      passes<true>(0, plan_.pass_count);
+      passes<true, true>(0, plan_.pass_count);
       leave_convolution();
     }
     if (plan_.is_odd) {
@@ -331,7 +331,7 @@ class DctRow {
     sync();
     if (plan_.is_bluestein) {
       enter_convolution();
-      passes<false>(0, plan_.pass_count);
+      passes<false, true>(0, plan_.pass_count);
       multiply_spectra();
     }
     passes<true>(to_quads ? 1 : 0, plan_.pass_count - (plan_.ends_paired ? 1 : 0));
@@ -627,8 +627,9 @@ class DctRow {
     sync();
   }
 
-  // Passes first .. last - 1, the adjoint in reverse order, each followed by a barrier.
-  template <bool Adjoint>
+  // Passes first .. last - 1, the adjoint in reverse order, each followed by a barrier. Of a convolution's length
+  // (convolution_length in plan/device_tables.cpp) the larger odd radices, which are much code, are no factors.
+  template <bool Adjoint, bool of_convolution = false>
   __device__ __forceinline__ void passes(int first, int last) const {
     for (int i = first; i < last; ++i) {
       const DevicePass& pass = plan_.passes[Adjoint ? first + last - 1 - i : i];
@@ -646,16 +647,16 @@ class DctRow {
           run_pass<Adjoint, 5>(pass);
           break;
         case 7:
-          run_pass<Adjoint, 7>(pass);
+          if constexpr (!of_convolution) run_pass<Adjoint, 7>(pass);
           break;
         case 8:
           run_pass<Adjoint, 8>(pass);
           break;
         case 11:
-          run_pass<Adjoint, 11>(pass);
+          if constexpr (!of_convolution) run_pass<Adjoint, 11>(pass);
           break;
         case 13:
-          run_pass<Adjoint, 13>(pass);
+          if constexpr (!of_convolution) run_pass<Adjoint, 13>(pass);
           break;
         case 16:
           run_pass<Adjoint, 16>(pass);

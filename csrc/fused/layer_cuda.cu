@@ -237,10 +237,8 @@ void launch_backward(const LinearBackwardArgs& args, const void* given, int64_t 
     call.shape = layer_shape<Config>(rule, call.plan, args.dy, args.rows, args.dtype,
                                      Config::Tile::bytes(call.m), args.sums.dalpha);
     const int64_t chunks = ceil_div(args.rows, call.chunk_rows) - first_chunk;
-    launch(args.sums.dvalues && s.nnz ? layer_backward_kernel<Config, true>
-                                      : layer_backward_kernel<Config, false>,
-           "layer_backward", {chunks * call.sections, rule.threads, call.shape.places.bytes}, context.stream,
-           call);
+    launch(layer_backward_kernel<Config>, "layer_backward",
+           {chunks * call.sections, rule.threads, call.shape.places.bytes}, context.stream, call);
   });
 }
 

@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
 
 // ------------------------------------------------------------------------------------ backward
 
-template <class Config, bool kEntryGradients>
+template <class Config>
 __global__ void __launch_bounds__(Config::most_threads, 1)
     layer_backward_kernel(const __grid_constant__ LayerBackwardArgs<typename Config::E> args) {
   using E = typename Config::E;
@@ -196,8 +196,7 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
     }
     sync_block();
 
-    EntryGradients<A, R> gradients(kEntryGradients ? args.dvalues + chunk * args.sums_stride : nullptr,
-                                   fresh);
+    EntryGradients<A, R> gradients(args.dvalues ? args.dvalues + chunk * args.sums_stride : nullptr, fresh);
     RowSums<A, R> row_sums;
     int turn = 0;
     for_each_line(begin, end, [&](int i) {
@@ -211,7 +210,7 @@ __global__ void __launch_bounds__(Config::most_threads, 1)
         }
       }
       if (args.s_columns.entries) {
-        if constexpr (kEntryGradients) {
+        if (args.dvalues) {
           gradients.set(x);
           dx = line_product<R>(args.s_columns, i, end, dy, gradients);
         } else {
