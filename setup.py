@@ -75,8 +75,6 @@ NVCC_FLAGS = [
     "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
     "-U__CUDA_NO_HALF2_OPERATORS__",
 ]
-# All cores on one file, where nvcc can: the largest takes minutes on one core.
-NVCC_SPLIT = "--split-compile=0"
 # For the build of the tests, whose CUDA kernels run on the host. No vptr: torch's classes carry no type
 # information for it.
 EMULATOR = "tests/cuda_emulator"
@@ -90,8 +88,7 @@ SANITIZED_FLAGS = [
     "-Wno-uninitialized",  # which the sanitizers make GCC see where nothing is
     "-Wno-maybe-uninitialized",
 ]
-# Built for where no GPU is there to be asked. Code for sm_86 runs on sm_87 too, and the last entry's PTX on
-# whatever is newer.
+# Built for where no GPU is there to be asked; the last one's PTX runs on whatever is newer.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
@@ -153,13 +150,11 @@ def make_groups(
     torch_flags: list[str],
     wide_vectors: bool,
     with_cuda: bool,
-    split_nvcc: bool = False,
     emulated: list[str] | None = None,
 ) -> list[Group]:
     """The groups of the extension in link order; 'torch' alone gets `torch_flags` and so can see torch.
 
-    `wide_vectors`, `split_nvcc`: whether the compilers know AVX512_WIDE and NVCC_SPLIT. `emulated`: the flags
-    of the build for the tests, None for others; it has the baseline CPU kernels alone.
+    `emulated`: the flags of the build for the tests, None for others; it has the baseline CPU kernels alone.
     """
     names = isas(machine) if emulated is None else ["baseline"]
     x86 = ["-DDCTPS_HAVE_X86_ISAS=1"] if len(isas(machine)) > 1 else []
@@ -177,9 +172,7 @@ def make_groups(
             flags.append(AVX512_WIDE)
         groups.append(Group(f"kernel-{isa}", sources["kernel"], kernel_flags + flags, common=True))
     if with_cuda:
-        groups.append(
-            Group("cuda", sources["cuda"], nvcc=[*NVCC_FLAGS, *([NVCC_SPLIT] if split_nvcc else [])])
-        )
+        groups.append(Group("cuda", sources["cuda"], nvcc=list(NVCC_FLAGS)))
     if emulated is not None:
         groups.append(Group("emulated", sources["cuda"], own))
         # Without sanitizers, as it runs for every access; tests/test_cuda_emulator.py has it run with them.
@@ -293,16 +286,28 @@ def nvcc_release(nvcc: str | None) -> str | None:
 def default_arch_list(listed: str, gpus: Iterable[tuple[int, int]] = ()) -> str:
     """TORCH_CUDA_ARCH_LIST where it is unset: what runs on `gpus`, compute capabilities, else CUDA_ARCHS.
 
-    Of CUDA_ARCHS those that nvcc lists, the last with PTX.
+    Of CUDA_ARCHS those that nvcc lists. A GPU takes the last one that is not newer: its code, or else, as all
+    newer GPUs do, the PTX that the last of the list comes with.
     """
     known = set(re.findall(r"compute_(\d+)", listed))
-    all_archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in known]
+    archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in known]
     chosen = set()
-    for major, minor in gpus:
-        # Code for one minor version runs on the later ones.
-        fitting = [a for a in all_archs if a.startswith(f"{major}.") and int(a.split(".")[1]) <= minor]
-        chosen |= set(fitting[-1:] or all_archs)
-    return ";".join(arch for arch in all_archs if arch in chosen or not chosen) + "+PTX"
+    for gpu in gpus:
+        chosen |= set([arch for arch in archs if tuple(map(int, arch.split("."))) <= gpu][-1:])
+    return ";".join(arch for arch in archs if arch in chosen or not chosen) + "+PTX"
+
+
+def nvcc_append_flags(env, known: str) -> str:
+    """NVCC_APPEND_FLAGS with MAX_JOBS cores, by default all, on one file: the largest takes minutes on one.
+
+    `known`: what `nvcc --help` says, as not every release can. In the environment, because among the flags of
+    a file another MAX_JOBS would be a reason to compile it again.
+    """
+    given = env.get("NVCC_APPEND_FLAGS", "")
+    if "--split-compile" not in known or "split-compile" in given:
+        return given
+    jobs = env.get("MAX_JOBS", "")
+    return f"{given} --split-compile={jobs if jobs.isdigit() else 0}".lstrip()
 
 
 def output_of(command: list[str]) -> str:
@@ -382,6 +387,16 @@ def make_build_ext() -> type:
 
         return NeedsTorch
 
+    def gpus_here() -> list[tuple[int, int]]:
+        """Compute capabilities of the GPUs that torch sees; none where asking fails: no build needs one."""
+        try:
+            if not torch.cuda.is_available():
+                return []
+            torch.cuda.init()  # before they are counted, as some that are there may be out of its reach
+            return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+        except (AssertionError, RuntimeError):
+            return []
+
     @contextlib.contextmanager
     def alone(folder: Path):
         """Wait until no other build is at work in this folder, and keep others out."""
@@ -442,7 +457,7 @@ def make_build_ext() -> type:
         def run(self) -> None:
             check_toolchain(self.compiler_command)
             home = os.environ.get("CUDA_HOME")
-            self.nvcc = nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
+            nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
             self.sources = read_sources()
             self.cpu_only = why_cpu_only(
                 os.environ,
@@ -456,9 +471,8 @@ def make_build_ext() -> type:
             if self.cpu_only is None:
                 if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
                     known = output_of([nvcc, "--list-gpu-arch"])
-                    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-                    gpus = [torch.cuda.get_device_capability(i) for i in range(count)]
-                    os.environ["TORCH_CUDA_ARCH_LIST"] = default_arch_list(known, gpus)
+                    os.environ["TORCH_CUDA_ARCH_LIST"] = default_arch_list(known, gpus_here())
+                os.environ["NVCC_APPEND_FLAGS"] = nvcc_append_flags(os.environ, output_of([nvcc, "--help"]))
                 cuda = f"CUDA {torch.version.cuda} for {os.environ['TORCH_CUDA_ARCH_LIST']}"
             else:
                 cuda = f"CPU only: {self.cpu_only}"
@@ -489,7 +503,6 @@ def make_build_ext() -> type:
                 torch_flags=torch_flags,
                 wide_vectors=bool(output_of([*try_wide, "-E", "-x", "c++", os.devnull])),
                 with_cuda=with_cuda,
-                split_nvcc=with_cuda and NVCC_SPLIT.split("=")[0] in output_of([self.nvcc, "--help"]),
                 emulated=self.emulated,
             )
             headers = [str(ROOT / "csrc")]

@@ -348,6 +348,23 @@ def test_an_image_of_few_pixels_has_the_same_bits_in_a_batch(backend, density, c
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_images_that_are_fetched_ahead_are_those_that_are_not(channels_last):
+    """8 MiB of x and of y: tiles fetch the next one's, and store past the caches. An image alone is small."""
+    geometry = (32, 32, (3, 3), dict(padding=1))
+    x, *rest = operands(geometry, torch.float32, 16, density=0.02, height=64, width=64)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    y, dy, gradients = run_form(x, *rest, form="taps")
+    summed = torch.zeros_like(gradients[1], dtype=torch.float64)
+    for image in range(len(x)):
+        part = slice(image, image + 1)
+        alone, _, alone_gradients = run_form(x[part], *rest, dy=dy[part], form="taps")
+        assert torch.equal(alone, y[part])
+        assert torch.equal(alone_gradients[0], gradients[0][part])
+        summed += alone_gradients[1]
+    assert_accurate(gradients[1], summed, torch.float32)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_threads_that_share_the_filters_of_a_small_image_change_nothing(threads, groups, channels_last):
     geometry = (6, 60, (3, 3), dict(padding=1, groups=groups))  # shares of 16 filters begin within groups

@@ -24,9 +24,13 @@ constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;  // of gridDim.x
 #if !DCTPS_EMULATED
 inline void check(cudaError_t status, const char* kernel, const char* what, const Grid& grid) {
   if (status == cudaSuccess) return;
-  const char* const hint = status == cudaErrorNoKernelImageForDevice
-                               ? "; dctps_ext was built for other GPUs: name this one's compute capability "
-                                 "in TORCH_CUDA_ARCH_LIST and build it again"
+  // Either of the first two, by the call that comes across it.
+  const bool lacks_code = status == cudaErrorNoKernelImageForDevice ||
+                          status == cudaErrorInvalidDeviceFunction ||
+                          status == cudaErrorUnsupportedPtxVersion;
+  const char* const hint = lacks_code
+                               ? "; this build of dctps_ext has no code for this GPU: build it again with "
+                                 "the GPU's compute capability in TORCH_CUDA_ARCH_LIST"
                                : "";
   throw std::runtime_error(std::string(kernel) + ": " + what + " failed for " + std::to_string(grid.blocks) +
                            " blocks of " + std::to_string(grid.threads) + " threads with " +

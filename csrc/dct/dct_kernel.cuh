@@ -627,8 +627,8 @@ class DctRow {
     sync();
   }
 
-  // Passes first .. last - 1, the adjoint in reverse order, each followed by a barrier. Of a convolution's length
-  // (convolution_length in plan/device_tables.cpp) the larger odd radices, which are much code, are no factors.
+  // Passes first .. last - 1, the adjoint in reverse order, each followed by a barrier. 7, 11 and 13, which are much code,
+  // are no radices of a convolution's length (convolution_length in plan/device_tables.cpp).
   template <bool Adjoint, bool of_convolution = false>
   __device__ __forceinline__ void passes(int first, int last) const {
     for (int i = first; i < last; ++i) {

@@ -50,8 +50,8 @@ int64_t row_pitch(int64_t cells) {
 // Images that do not stay in the caches from one use to the next. (Smaller results are better left there: the next layer
 // of a network reads them.)
 constexpr int64_t kLargeBytes = 8 << 20;
-// Images that are fetched for the next tile. Measured on AVX2, whose steps are shorter, that is 1 to 14% where they come
-// from memory or the third cache, and up to 6% lost below this size and where they are in the second.
+// Images that are fetched for the next tile. Measured on AVX2, whose steps are shorter: 1 to 14% faster where they come
+// from memory or the third cache; up to 6% slower below this size, and where they are in the second.
 constexpr int64_t kFetchedBytes = kVectorBytes == 64 ? kLargeBytes : 1 << 20;
 
 bool has_bytes(const Images& images, int64_t batch, DType dtype, int64_t bytes) {

@@ -30,7 +30,7 @@ std::vector<int> radices_of(int64_t n) {
   return result;
 }
 
-// The shortest length M >= 2n - 1 of the form odd * 2^a.
+// The shortest length M >= 2n - 1 of the form odd * 2^a. (Radices of 7 and more are not compiled for it: DctRow::passes.)
 int64_t convolution_length(int64_t n) {
   int64_t best = 0;
   for (int64_t odd : {1, 3, 5, 9, 15}) {

@@ -89,14 +89,24 @@ class TestCpuOrCuda:
         [
             ([(9, 0)], "9.0+PTX"),
             ([(8, 9), (8, 0), (8, 9)], "8.0;8.9+PTX"),
-            ([(8, 7)], "8.6+PTX"),  # whose code it runs
-            ([(12, 1)], "8.0;8.6;8.9;9.0+PTX"),  # newer than this nvcc: the last one's PTX
-            ([(7, 0)], "8.0;8.6;8.9;9.0+PTX"),  # older than any that the package runs on
+            ([(10, 3)], "10.0+PTX"),  # whose code it runs
+            ([(11, 0)], "10.0+PTX"),  # by its PTX
+            ([(12, 1)], "10.0+PTX"),  # newer than this nvcc
+            ([(6, 1), (9, 0)], "9.0+PTX"),  # older than any that the package runs on
+            ([(6, 1)], "8.0;8.9;9.0;10.0+PTX"),
         ],
     )
     def test_default_archs_are_those_of_the_gpus_here(self, gpus, archs):
-        listed = "compute_70 compute_80 compute_86 compute_87 compute_89 compute_90"
+        listed = "compute_70 compute_80 compute_87 compute_89 compute_90 compute_100 compute_103 compute_110"
         assert build.default_arch_list(listed, gpus) == archs
+
+    def test_nvcc_uses_all_cores_or_as_many_as_jobs(self):
+        known = "--split-compile <number>"
+        assert build.nvcc_append_flags({}, known) == "--split-compile=0"
+        assert build.nvcc_append_flags({"MAX_JOBS": "3"}, known) == "--split-compile=3"
+        assert build.nvcc_append_flags({"NVCC_APPEND_FLAGS": "-v"}, known) == "-v --split-compile=0"
+        for given in ("", "-split-compile 2"):
+            assert build.nvcc_append_flags({"NVCC_APPEND_FLAGS": given}, known if given else "") == given
 
     def test_cuda_home_prefers_the_variable_and_sees_through_wrappers(self, tmp_path):
         toolkit = tmp_path / "toolkit" / "bin"
@@ -201,8 +211,6 @@ class TestGroups:
         assert "-Xptxas -v" in " ".join(groups["cuda"].nvcc)  # tools/cuda_code.py reads it
         assert "-DDCTPS_WITH_CUDA=1" in groups["torch"].cxx
         assert "-DDCTPS_WITH_CUDA=1" not in self.groups()["torch"].cxx
-        assert build.NVCC_SPLIT not in groups["cuda"].nvcc  # of old nvcc
-        assert build.NVCC_SPLIT in self.groups(with_cuda=True, split_nvcc=True)["cuda"].nvcc
 
     def test_the_emulated_build_compiles_cuda_sources_for_the_host(self):
         groups = self.groups(emulated=build.emulated_flags({"DCTPS_EMULATED": "1"}))
