@@ -293,7 +293,7 @@ def default_arch_list(listed: str, gpus: Iterable[tuple[int, int]] = ()) -> str:
     archs = [arch for arch in CUDA_ARCHS if arch.replace(".", "") in known]
     chosen = set()
     for gpu in gpus:
-        chosen |= set([arch for arch in archs if tuple(map(int, arch.split("."))) <= gpu][-1:])
+        chosen.update([arch for arch in archs if tuple(map(int, arch.split("."))) <= gpu][-1:])
     return ";".join(arch for arch in archs if arch in chosen or not chosen) + "+PTX"
 
 

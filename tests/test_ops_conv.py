@@ -348,7 +348,7 @@ def test_an_image_of_few_pixels_has_the_same_bits_in_a_batch(backend, density, c
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-def test_images_that_are_fetched_ahead_are_those_that_are_not(channels_last):
+def test_images_that_are_fetched_ahead_have_the_bits_of_those_that_are_not(channels_last):
     """8 MiB of x and of y: tiles fetch the next one's, and store past the caches. An image alone is small."""
     geometry = (32, 32, (3, 3), dict(padding=1))
     x, *rest = operands(geometry, torch.float32, 16, density=0.02, height=64, width=64)
